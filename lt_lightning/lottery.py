@@ -1,0 +1,207 @@
+"""The lottery: which fit comes next. Only here is the order of rounds and arms known, and it is read from disk."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lt_lightning import ticketfile
+from lt_lightning.controls import Control, Ingredients, named, reinit
+from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.masks import Prunable, linear_and_convolution
+from lt_lightning.plan import Plan, control_name, unwrap
+from lt_lightning.processes import is_writer, wait
+from lt_lightning.records import write_records
+from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
+from lt_lightning.rundir import TICKET, Checkpoint, RunDirectory, claim, model_state, write_text
+from lt_lightning.schedules import Schedule, geometric
+from lt_lightning.scopes import Scope, globally
+from lt_lightning.seeding import derive, seeded
+from lt_lightning.ticket import Ticket
+
+Model = L.LightningModule | Callable[[], L.LightningModule]
+"""A function that makes a fresh module, or a module."""
+
+
+def lottery(
+    model: Model,
+    *,
+    rounds: int,
+    directory: str | Path,
+    schedule: Schedule | None = None,
+    criterion: Criterion = magnitude,
+    scope: Scope = globally,
+    rewind: Rewind = to_point,
+    rewind_step: int | str = 0,
+    controls: Sequence[Control | str] = (),
+    prunable: Prunable | None = None,
+    monitor: str | None = "val/loss",
+    mode: str = "min",
+    seed: int = 0,
+    dense: bool = True,
+    keep_last: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[Ticket]:
+    """Iterate over the fits of a lottery: round 0 once, then each round's ticket and that round's controls.
+
+    Fit each ticket with a new Trainer. A finished fit is skipped and an interrupted one continues, so the same
+    program run again goes on where it was.
+
+    Args:
+        model: a function that makes a fresh module; called under a seed. A module instance is accepted if nothing
+            asks for redrawn weights.
+        rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
+        directory: the run directory; everything is stored there.
+        schedule: round → density in (0, 1]; `geometric(0.2)` if None.
+        criterion: how good each weight is.
+        scope: which weights compete.
+        rewind: what each round starts from.
+        rewind_step: when the rewind point is taken in round 0: steps (500, "500 steps") or epochs ("2 epochs").
+        controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
+            or names of ours. May grow.
+        prunable: patterns over parameter names (`!` leaves out), or a predicate of (name, parameter, module);
+            None: weights of linear, convolution and attention layers.
+        monitor: the validation metric that decides the early stop; None: no early stop.
+        mode: "min" or "max": which `monitor` is the best.
+        seed: of everything random here: initial weights, the epochs' randomness, criteria and controls that draw.
+        dense: False ends round 0 at the rewind point, for methods that need no dense training.
+        keep_last: keep each fit's `last.ckpt` once it is done.
+        config: plain values, stored and compared: a run with another configuration in the same directory is refused.
+
+    Yields:
+        A `Ticket`, a Lightning callback.
+
+    Raises:
+        ValueError: for arguments that cannot work, or a directory of another configuration.
+        RuntimeError: if the body of the loop did not fit the ticket.
+
+    Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2: iterative magnitude pruning with resetting.
+
+    Example:
+        ```python
+        for ticket in lottery(make_model, rounds=10, directory="runs/mine"):
+            trainer = L.Trainer(max_epochs=20, default_root_dir=ticket.directory, callbacks=[ticket])
+            trainer.fit(ticket.model, datamodule, ckpt_path=ticket.ckpt_path)
+        ```
+    """
+    plan = Plan(
+        directory=RunDirectory(directory),
+        rounds=rounds,
+        schedule=schedule or geometric(0.2),
+        criterion=criterion,
+        scope=scope,
+        rewind=rewind,
+        rewind_step=parse_step(rewind_step),
+        controls=tuple(named(c) if isinstance(c, str) else c for c in controls),
+        prunable=linear_and_convolution if prunable is None else prunable,
+        monitor=monitor,
+        mode=mode,
+        seed=seed,
+        dense=dense,
+        keep_last=keep_last,
+        config=dict(config or {}),
+    ).checked()
+    _check_model(model, plan)
+    if is_writer():
+        claim(plan.directory.config, plan.config)
+    return _fits(plan, model)
+
+
+def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
+    for round in range(plan.rounds + 1):
+        for control in (None, *(plan.controls if round else ())):
+            arm = control_name(control) if control else TICKET
+            if plan.directory.arm(round, arm).done.exists():
+                continue
+            ticket = _prepare(plan, model, round, control)
+            yield ticket
+            _finish(ticket)
+            plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
+    _write_records(plan)
+
+
+def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> Ticket:
+    if is_writer() and round > 0:
+        plan.directory.promote_next(round)
+    ingredients = _ingredients(plan, round)
+    if control:
+        ingredients = control(ingredients)
+    arm = control_name(control) if control else TICKET
+    files = plan.directory.arm(round, arm)
+    module = _make(model, ingredients)
+    if control and is_writer():
+        _write_control(plan, arm, ingredients, module)
+    resume = [path for path in (files.last, _step_zero(plan, round)) if path and path.exists()]
+    return Ticket(plan, arm, ingredients, module, resume=resume[0] if resume else None)
+
+
+def _step_zero(plan: Plan, round: int) -> Path | None:
+    """Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance."""
+    return plan.directory.point(0) if round == 0 else None
+
+
+def _ingredients(plan: Plan, round: int) -> Ingredients:
+    """What the ticket of a round is made of, read from disk."""
+    init_seed = derive(plan.seed, "init")
+    if round == 0:
+        return Ingredients(0, {}, None, init_seed, plan.seed)
+    files = plan.directory.arm(round)
+    drawn = ticketfile.read(files.ticket)
+    if drawn.start == "fresh":
+        return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed)
+    start = plan.directory.rewind_point if drawn.start == "point" else files.start
+    return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed)
+
+
+def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: L.LightningModule) -> None:
+    """A control has a ticket file too: its masks, and the weights that it starts from."""
+    round = ingredients.round
+    start = "fresh" if ingredients.start is None else ticketfile.read(plan.directory.arm(round).ticket).start
+    if ingredients.start is None:
+        state = ticketfile.tensors_of(module.state_dict())
+    else:
+        state = ticketfile.tensors_of(model_state(Checkpoint(Path(ingredients.start))))
+    file = ticketfile.TicketFile(ingredients.masks, state, round, arm, start, plan.fingerprint)
+    file.write(plan.directory.arm(round, arm).ticket)
+
+
+def _make(model: Model, ingredients: Ingredients) -> L.LightningModule:
+    if isinstance(model, L.LightningModule):
+        return model
+    with seeded(ingredients.init_seed):
+        return model()
+
+
+def _finish(ticket: Ticket) -> None:
+    """Mark a fit as done, once its loop body has ended."""
+    if not ticket.fitted:
+        raise RuntimeError(
+            f"{ticket.name} was not trained: the loop body must make a Trainer with callbacks=[ticket] and call "
+            "trainer.fit(ticket.model, ..., ckpt_path=ticket.ckpt_path)."
+        )
+    if is_writer() and not ticket.plan.directory.is_scratch:
+        write_text(ticket.files.done, json.dumps(ticket.record, indent=1) + "\n")
+        if not ticket.plan.keep_last:
+            ticket.files.last.unlink(missing_ok=True)
+    _write_records(ticket.plan)
+    wait()
+
+
+def _write_records(plan: Plan) -> None:
+    if is_writer() and not plan.directory.is_scratch:
+        write_records(plan.directory.records, plan.directory.finished())
+
+
+def _check_model(model: Model, plan: Plan) -> None:
+    if isinstance(model, L.LightningModule):
+        functions: list[Callable[..., Any]] = [plan.rewind, *plan.controls]
+        redrawing = [f for f in functions if unwrap(f) in (reinit, redraw)]
+        if redrawing:
+            raise ValueError(
+                f"{control_name(redrawing[0])} draws new weights, which needs a function that makes a fresh model: "
+                "pass lottery(make_model, ...), not an instance."
+            )
+    elif not callable(model):
+        raise ValueError(f"model must be a function that makes a LightningModule, or an instance; got {model!r}.")

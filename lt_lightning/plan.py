@@ -1,0 +1,126 @@
+"""What a lottery was asked for: the arguments of `lottery`, checked, in one immutable value."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from lt_lightning.controls import Control
+from lt_lightning.criteria import Criterion
+from lt_lightning.masks import Density, Prunable
+from lt_lightning.rewinds import Rewind, RewindStep
+from lt_lightning.rundir import RunDirectory, fingerprint
+from lt_lightning.schedules import Schedule
+from lt_lightning.scopes import Scope
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of `lottery`, as a ticket needs them; see there for what each means."""
+
+    directory: RunDirectory
+    rounds: int
+    schedule: Schedule
+    criterion: Criterion
+    scope: Scope
+    rewind: Rewind
+    rewind_step: RewindStep
+    controls: tuple[Control, ...]
+    prunable: Prunable
+    monitor: str | None
+    mode: str
+    seed: int
+    dense: bool
+    keep_last: bool
+    config: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the configuration, less what cannot change a result."""
+        return fingerprint(self.config)
+
+    def checked(self) -> "Plan":
+        """The plan with itself described in its configuration; a ValueError for what cannot work."""
+        self._check()
+        return replace(self, config={**describe(self.config), "lottery": self.describe()})
+
+    def _check(self) -> None:
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise ValueError(
+                f"rounds={self.rounds!r} must be a whole number, 0 or more: 10 is dense and ten pruned rounds."
+            )
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
+        names = [control_name(control) for control in self.controls]
+        if len(set(names)) < len(names) or "ticket" in names:
+            raise ValueError(f"controls need names of their own, other than 'ticket': {names}.")
+        if self.schedule(0) != 1.0 and not _all_dense(self.schedule(0)):
+            raise ValueError(f"round 0 is dense, but schedule(0) is {self.schedule(0)}; it must be 1.0.")
+        for round in range(1, self.rounds + 1):
+            _check_densities(round, self.schedule(round))
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as plain values, for `config.yaml` and for comparison."""
+        return {
+            "rounds": self.rounds,
+            "schedule": describe(self.schedule),
+            "criterion": describe(self.criterion),
+            "scope": describe(self.scope),
+            "rewind": describe(self.rewind),
+            "rewind_step": str(self.rewind_step),
+            "controls": [control_name(control) for control in self.controls],
+            "prunable": describe(self.prunable),
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "seed": self.seed,
+            "dense": self.dense,
+        }
+
+
+def control_name(control: Callable[..., Any]) -> str:
+    """A control's arm: the name of its function.
+
+    >>> from lt_lightning.controls import reinit
+    >>> control_name(reinit)
+    'reinit'
+    """
+    return unwrap(control).__name__
+
+
+def describe(value: Any) -> Any:
+    """A function or a partial of one as plain values; everything else as it is.
+
+    >>> from lt_lightning.schedules import geometric
+    >>> describe(geometric(0.2))
+    {'function': 'lt_lightning.schedules._geometric', 'fraction': 0.2}
+    """
+    if isinstance(value, partial):
+        arguments = {str(n): describe(v) for n, v in enumerate(value.args)} | value.keywords
+        return {"function": _qualified(value.func)} | {key: describe(v) for key, v in arguments.items()}
+    if callable(value):
+        return _qualified(value)
+    if isinstance(value, Mapping):
+        return {str(key): describe(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+
+
+def unwrap(value: Any) -> Callable[..., Any]:
+    """The function within a partial, or the function itself."""
+    return unwrap(value.func) if isinstance(value, partial) else value
+
+
+def _qualified(value: Callable[..., Any]) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _all_dense(density: Density) -> bool:
+    return isinstance(density, Mapping) and all(value == 1.0 for value in density.values())
+
+
+def _check_densities(round: int, density: Density) -> None:
+    for value in density.values() if isinstance(density, Mapping) else (density,):
+        if not 0 < value <= 1:
+            raise ValueError(f"schedule({round}) is {value}; a density must lie in (0, 1].")

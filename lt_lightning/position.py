@@ -1,0 +1,77 @@
+"""Where in the data a fit stands, and how to come back there.
+
+The order of the data and every random draw of an epoch are a function of (seed, epoch, process), so any epoch can be
+started again. In the middle of an epoch, the epoch is started again and its first batches are skipped: at once where
+the loaders can (they have `state_dict` and `load_state_dict`), else by reading them.
+
+Lightning creates the iterator of an epoch at different moments (issues 18780 and 21938 of its tracker), hence the
+private names below; `tests/test_position.py` holds them to what they are used for.
+"""
+
+import warnings
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.data import _set_sampler_epoch
+
+from lt_lightning.seeding import derive, seed_all
+
+
+def start_epoch(trainer: L.Trainer, seed: int) -> None:
+    """Make the coming epoch's randomness a function of (seed, epoch, process). Call in `on_train_epoch_start`."""
+    loop: Any = trainer.fit_loop
+    _seed_epoch(trainer, seed)
+    renewed_later = trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting
+    if not renewed_later and not _resumable(trainer):
+        _renew_iterator(trainer)
+
+
+def return_to_batch(trainer: L.Trainer, seed: int) -> None:
+    """Put the loaders where they stood in the middle of an epoch. Call in `on_train_start` of a restarted fit."""
+    if _resumable(trainer):
+        return
+    _seed_epoch(trainer, seed)
+    _renew_iterator(trainer)
+    loop: Any = trainer.fit_loop
+    # With a known length Lightning counts the skipped batches itself; without one the fetcher reads ahead.
+    source = loop._data_fetcher if loop._data_fetcher.length is None else loop._data_fetcher.iterator
+    for _ in range(loop.epoch_loop.batch_progress.current.ready):
+        next(source)
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+
+
+def in_middle_of_epoch(trainer: L.Trainer) -> bool:
+    """Whether the fit that is starting continues in the middle of an epoch."""
+    return trainer.fit_loop.restarted_mid_epoch
+
+
+def epochs_run(trainer: L.Trainer) -> int:
+    """How many epochs the fit has run; the one that is ending counts from `on_train_epoch_end` on."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return progress.processed
+
+
+def is_over(trainer: L.Trainer) -> bool:
+    """Whether the epoch that is ending is the fit's last. Lightning's own answer logs and changes counters."""
+    steps_done = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    epochs_done = epochs != -1 and epochs_run(trainer) >= epochs
+    return steps_done or epochs_done or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def _seed_epoch(trainer: L.Trainer, seed: int) -> None:
+    seed_all(derive(seed, "epoch", epochs_run(trainer), trainer.global_rank))
+
+
+def _renew_iterator(trainer: L.Trainer) -> None:
+    loop: Any = trainer.fit_loop
+    for loader in loop._combined_loader.flattened:
+        _set_sampler_epoch(loader, epochs_run(trainer))
+    iter(loop._data_fetcher)
+
+
+def _resumable(trainer: L.Trainer) -> bool:
+    """Whether every loader keeps its own position, which Lightning then saves and restores."""
+    loop: Any = trainer.fit_loop
+    loaders = loop._combined_loader.flattened
+    return all(hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict") for loader in loaders)

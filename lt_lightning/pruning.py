@@ -1,0 +1,80 @@
+"""From a trained round to the next ticket on disk."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+
+from lt_lightning.criteria import Evidence
+from lt_lightning.masks import Masks, find_prunable, plain_name
+from lt_lightning.plan import Plan
+from lt_lightning.rundir import ArmDirectory, Checkpoint, commit, model_state, partial_path
+from lt_lightning.scopes import select
+from lt_lightning.seeding import derive, seed_all
+from lt_lightning.ticketfile import TicketFile, tensors_of
+
+
+def write_dense(plan: Plan, masks: Masks) -> None:
+    """Write the ticket of round 0: everything is kept, and its weights are those of the rewind point."""
+    state = tensors_of(model_state(Checkpoint(plan.directory.rewind_point)))
+    TicketFile(masks, state, start="fresh", config=plan.fingerprint).write(plan.directory.arm(0).ticket)
+
+
+def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
+    """Select the next round's masks from the trained module and write its ticket; call on one process.
+
+    Raises:
+        ValueError: if the trained weights cannot be ranked; they are kept.
+    """
+    arm = plan.directory.arm(round)
+    try:
+        scores = plan.criterion(gather_evidence(plan, round, masks, trainer))
+        chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
+    except ValueError as error:
+        raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
+    target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
+    target.path.mkdir(parents=True, exist_ok=True)
+    start, state = _write_start(plan, arm, target)
+    TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
+
+
+def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, dict[str, Tensor]]:
+    """Where the next round starts, as the ticket file words it, and with which weights and buffers."""
+    point = Checkpoint(plan.directory.rewind_point)
+    start = plan.rewind(point, Checkpoint(arm.last))
+    if start is None:
+        return "fresh", {}
+    if start is not point:
+        staged = partial_path(target.start)
+        torch.save(dict(start), staged)
+        commit(staged, target.start)
+    return "point" if start is point else "file", tensors_of(model_state(start))
+
+
+def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Evidence:
+    """The evidence of a fit that has just ended."""
+    module = trainer.lightning_module
+    parameters = find_prunable(module, plan.prunable)
+
+    def batches() -> Iterator[Any]:
+        seed_all(derive(plan.seed, "evidence", round))
+        for batch in cast(Iterable[Any], trainer.train_dataloader):
+            yield move_data_to_device(batch, module.device)
+
+    def read(checkpoint: Checkpoint) -> dict[str, Tensor]:
+        state = {plain_name(name): value for name, value in model_state(checkpoint).items()}
+        return {name: state[name] for name in parameters}
+
+    return Evidence(
+        round=round,
+        masks=masks,
+        seed=plan.seed,
+        read_initial=lambda: read(Checkpoint(plan.directory.point(0))),
+        read_point=lambda: read(Checkpoint(plan.directory.rewind_point)),
+        read_trained=lambda: {name: parameter.detach().cpu() for name, parameter in parameters.items()},
+        model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),
+        batches=batches,
+    )

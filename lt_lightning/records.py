@@ -1,0 +1,100 @@
+"""One row per round and arm, and the curves within a round, as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lt_lightning.rundir import write_text
+
+COLUMNS = ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")
+"""The columns that every record has, in order; metrics follow under their own names."""
+
+Record = dict[str, Any]
+"""Column → value; None where not measured."""
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write `records.csv` atomically: the fixed columns, then every metric in the order of its first appearance."""
+    write_text(path, to_csv(records, COLUMNS))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a CSV that this module wrote: numbers as int or float, empty cells as None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    with open(path, newline="") as file:
+        return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], first: Iterable[str] = ()) -> str:
+    """Rows → CSV text with the union of their columns.
+
+    >>> to_csv([{"a": 1}, {"b": None, "a": 0.5}])
+    'a,b\\n1,\\n0.5,\\n'
+    """
+    rows = list(rows)
+    columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def early_stop_name(metric: str) -> str:
+    """The column of a metric at the early stop.
+
+    >>> early_stop_name("val/acc")
+    'early_stop_val_acc'
+    """
+    return "early_stop_" + metric.replace("/", "_")
+
+
+class Curves:
+    """The curves of one fit, `metrics.csv`: one row per logging step, validation and epoch end.
+
+    Args:
+        path: of the CSV; None on processes that do not write.
+        step: when a fit continues, the step of its checkpoint; later rows are cut off. None starts anew.
+    """
+
+    def __init__(self, path: Path | None, step: int | None = None) -> None:
+        self.path = path
+        self.rows: list[Mapping[str, Any]] = []
+        if path is not None and step is not None and path.exists():
+            self.rows = [row for row in read_records(path) if row["step"] <= step]
+
+    def add(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Add a row; `step` is the number of optimizer steps done, `epoch` the index of the running epoch."""
+        if self.path is not None and metrics:
+            self.rows.append({"step": step, "epoch": epoch, **numbers(metrics)})
+
+    def write(self) -> None:
+        """Bring the file up to date."""
+        if self.path is not None:
+            write_text(self.path, to_csv(self.rows, ("step", "epoch")))
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain floats.
+
+    >>> import torch
+    >>> numbers({"val/acc": torch.tensor(0.5)})
+    {'val/acc': 0.5}
+    """
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _parse(text: str) -> Any:
+    if text == "":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -1,0 +1,104 @@
+"""What the next round starts from.
+
+A rewind takes two Lightning checkpoints, the rewind point and the end of the round, and answers with the one to start
+the next round from: the point itself, a new one, or `None` for a fresh model at step 0. Masks are applied afterwards,
+to weights and optimizer state alike.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+State = Mapping[str, Any]
+"""A Lightning checkpoint: `state_dict`, `optimizer_states`, `lr_schedulers`, `loops`, ..."""
+
+Rewind = Callable[[State, State], State | None]
+"""(rewind point, end of the round) → where the next round starts; None: a fresh model of another seed at step 0."""
+
+
+@dataclass(frozen=True)
+class RewindStep:
+    """When the rewind point is taken: after `count` optimizer steps, or after `count` epochs."""
+
+    count: int
+    unit: str = "steps"
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}"
+
+
+def parse_step(value: int | str) -> RewindStep:
+    """Read a rewind step: a number of steps, "500 steps" or "2 epochs".
+
+    Raises:
+        ValueError: for anything else.
+
+    >>> parse_step("500 steps"), parse_step("1 epoch"), parse_step(0)
+    (RewindStep(count=500, unit='steps'), RewindStep(count=1, unit='epochs'), RewindStep(count=0, unit='steps'))
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
+    if not found or isinstance(value, bool):
+        raise ValueError(f'rewind_step={value!r} is not understood: write 0, 500, "500 steps" or "2 epochs".')
+    return RewindStep(int(found[1]), f"{found[2] or 'step'}s")
+
+
+def to_point(point: State, trained: State, *, rewind_optimizer: bool = True) -> State:
+    """Rewind everything: weights, buffers, optimizer state, schedule, counters, data position, random state.
+
+    Args:
+        point: the checkpoint at the rewind point.
+        trained: the checkpoint at the end of the round.
+        rewind_optimizer: False starts a fresh optimizer on the advanced schedule, as OpenLTH does.
+
+    Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2; late: Frankle et al. 2019 (1903.01611), section 3.
+
+    Example:
+        >>> to_point({"state_dict": "early"}, {"state_dict": "late"})
+        {'state_dict': 'early'}
+    """
+    if rewind_optimizer:
+        return point
+    fresh = [{**optimizer, "state": {}} for optimizer in point["optimizer_states"]]
+    return {**point, "optimizer_states": fresh}
+
+
+def keep_weights(point: State, trained: State) -> State:
+    """Learning-rate rewinding: keep the trained weights and buffers, rewind everything else.
+
+    Source: Renda, Frankle & Carbin 2020 (arXiv 2003.02389), section 3.
+
+    Example:
+        >>> keep_weights({"state_dict": "early", "epoch": 0}, {"state_dict": "late", "epoch": 9})
+        {'state_dict': 'late', 'epoch': 0}
+    """
+    return {**point, **_weights(trained, averaged="averaging_state" in point)}
+
+
+def fine_tune(point: State, trained: State) -> State:
+    """Train on: trained weights and optimizer, the point's counters, and the learning rate held where it ended.
+
+    The round is as long as any other. An empty `lr_schedulers` tells the ticket to hold the learning rate.
+
+    Source: Han et al. 2015 (arXiv 1506.02626); as the baseline in Renda et al. 2020 (2003.02389), section 3.
+    """
+    weights = _weights(trained, averaged="averaging_state" in point)
+    return {**point, **weights, "optimizer_states": trained["optimizer_states"], "lr_schedulers": []}
+
+
+def redraw(point: State, trained: State) -> None:
+    """Rewind to nothing: a fresh model of another seed at step 0, under the masks that were found.
+
+    Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2, "random reinitialization".
+
+    Example:
+        >>> redraw({"state_dict": "early"}, {"state_dict": "late"}) is None
+        True
+    """
+    return None
+
+
+def _weights(trained: State, averaged: bool) -> dict[str, Any]:
+    """The trained weights under every key from which the next fit reads weights."""
+    weights = {"state_dict": trained["state_dict"]}
+    return weights | {"current_model_state": trained["state_dict"]} if averaged else weights

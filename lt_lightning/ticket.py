@@ -1,0 +1,437 @@
+"""The ticket: a Lightning callback that holds a model to its masks for one fit. Only here is a model edited."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging, WeightAveraging
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lt_lightning import position, saving
+from lt_lightning.controls import Ingredients
+from lt_lightning.early_stop import EarlyStop
+from lt_lightning.masks import Masks, all_kept, check_fit, density, find_prunable, kept, plain_name, total
+from lt_lightning.plan import Plan
+from lt_lightning.processes import gather
+from lt_lightning.pruning import draw_next, write_dense
+from lt_lightning.records import Curves, Record, early_stop_name, numbers
+from lt_lightning.rundir import TICKET, ArmDirectory
+from lt_lightning.seeding import random_state, set_random_state
+
+
+class Ticket(Callback):
+    """One fit of one ticket: pass it to a new Trainer, with `ckpt_path=ticket.ckpt_path` to its fit.
+
+    Made by `lottery`. During the fit pruned weights are exactly zero: gradients are masked before clipping, weights
+    after every optimizer step. At the end it selects the next round's masks and writes them down.
+
+    Attributes:
+        model: the LightningModule to fit.
+        round: how many times the ticket was pruned; 0 is dense.
+        arm: "ticket", or the control's name.
+        ckpt_path: the checkpoint to fit from; None: the model as it is.
+        fitted: whether its fit has ended.
+    """
+
+    def __init__(
+        self, plan: Plan, arm: str, ingredients: Ingredients, model: L.LightningModule, resume: Path | None
+    ) -> None:
+        self.model = model
+        self.round = ingredients.round
+        self.arm = arm
+        self.plan = plan
+        self.ckpt_path = str(resume) if resume else ingredients.start
+        self.fitted = False
+        self._resuming = resume is not None
+        self._masks = ingredients.masks
+        self._multipliers: dict[nn.Parameter, Tensor] = {}
+        self._handles: list[Any] = []
+        self._early_stop = EarlyStop(plan.monitor, plan.mode)
+        self._curves = Curves(None)
+        self._metrics: dict[str, float] = {}
+        self._tests: dict[str, float] = {}
+        self._steps = 0
+        self._seconds = 0.0
+        self._started = 0.0
+        self._trained = False
+        self._stepped = False
+        self._weights_from: str | None = None
+        self._random_states: list[Any] = []
+        self._hold_learning_rate = False
+        self._trim: Callable[[dict[str, Any]], None] | None = None
+        # Lightning asks the model for callbacks before a fit: the last chance to notice that the ticket is missing.
+        model.configure_callbacks = partial(_with_guard, model, self)  # type: ignore[method-assign]
+
+    @property
+    def files(self) -> ArmDirectory:
+        """The files of this fit."""
+        return self.plan.directory.arm(self.round, self.arm)
+
+    @property
+    def directory(self) -> str:
+        """Where this fit's files lie: the Trainer's `default_root_dir`."""
+        return str(self.files.path)
+
+    @property
+    def name(self) -> str:
+        """Directory name within the run: "round-03" or "round-03/reinit"."""
+        return self.files.path.relative_to(self.plan.directory.path).as_posix()
+
+    @property
+    def masks(self) -> Masks:
+        """Parameter name → bool tensor on the CPU; True is kept."""
+        if not self._masks:
+            self._masks = all_kept(find_prunable(self.model, self.plan.prunable))
+        return self._masks
+
+    @property
+    def density(self) -> float:
+        """Kept weights over prunable weights, in (0, 1]."""
+        return density(self.masks)
+
+    @property
+    def early_stop_path(self) -> str | None:
+        """The weights at the best monitor; None without a monitor or before the first validation."""
+        return str(self.files.early_stop) if self.files.early_stop.exists() else None
+
+    @property
+    def record(self) -> Record:
+        """The row of this fit, as far as it is known."""
+        metrics = self._metrics | {early_stop_name(name): value for name, value in self._early_stop.metrics.items()}
+        metrics |= self._tests
+        return {
+            "round": self.round,
+            "arm": self.arm,
+            "seed": self.plan.seed,
+            "density": self.density,
+            "steps": self._steps,
+            "seconds": round(self._seconds, 3),
+            "early_stop_step": self._early_stop.step,
+            **dict(sorted(metrics.items(), key=lambda item: item[0].startswith("early_stop_"))),
+        }
+
+    # Before the fit
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
+        if stage != "fit":
+            return
+        if self.fitted or trainer.fit_loop.epoch_progress.total.ready > 0:
+            raise RuntimeError(
+                f"this Trainer has been used for a round already, and used twice it would train 0 steps ({self.name}). "
+                "Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
+            )
+        if pl_module is not self.model:
+            raise RuntimeError(
+                f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
+            )
+        trial = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trial and not self.plan.directory.is_scratch:
+            scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
+            self.plan = replace(self.plan, directory=scratch)
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self, _EpochEnd(self)]  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
+        self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
+        self._started = time.monotonic()
+        parameters = find_prunable(pl_module, self.plan.prunable)
+        check_fit(self.masks, parameters)
+        if kept(self.masks) < total(self.masks):
+            self._multipliers = {p: _multiplier(self.masks[name], p) for name, p in parameters.items()}
+        self._mask_weights()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
+        self._check_start(trainer)
+        self._trained = True
+        if self._hold_learning_rate:
+            trainer.strategy.lr_scheduler_configs = []
+        self._mask_everything(trainer)
+        if position.in_middle_of_epoch(trainer):
+            position.return_to_batch(trainer, self.plan.seed)
+            if trainer.global_rank < len(self._random_states):
+                set_random_state(self._random_states[trainer.global_rank])
+        path = self.files.curves if trainer.is_global_zero else None
+        self._curves = Curves(path, trainer.global_step if self._resuming else None)
+        if self._makes_points:
+            _check_rewind_step(trainer, self.plan)
+            self._save_point_if_due(trainer)
+
+    def _check_start(self, trainer: L.Trainer) -> None:
+        if (trainer.ckpt_path or None) != self.ckpt_path:
+            raise RuntimeError(
+                f"{self.name} starts from {self.ckpt_path}, but the Trainer was given {trainer.ckpt_path}: "
+                "write trainer.fit(ticket.model, ..., ckpt_path=ticket.ckpt_path)."
+            )
+
+    # The masks
+
+    def _mask_everything(self, trainer: L.Trainer) -> None:
+        self._mask_weights()
+        if not self._multipliers:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+                self._mask_average(callback._average_model.module)
+        for optimizer in trainer.optimizers:
+            self._mask_state(optimizer)
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._mask_weights()
+
+    @torch.no_grad()
+    def _mask_weights(self) -> None:
+        if self._multipliers:
+            torch._foreach_mul_(list(self._multipliers), list(self._multipliers.values()))
+
+    @torch.no_grad()
+    def _mask_average(self, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            if plain_name(name) in self.masks:
+                parameter.mul_(self.masks[plain_name(name)].to(parameter.device))
+
+    @torch.no_grad()
+    def _mask_state(self, optimizer: Optimizer) -> None:
+        for parameter, multiplier in self._multipliers.items():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.mul_(multiplier.to(value.device))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
+        pairs = [
+            (parameter.grad, self._multipliers[parameter])
+            for group in (optimizer.param_groups if self._multipliers else ())
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter in self._multipliers
+        ]
+        if pairs:
+            torch._foreach_mul_([gradient for gradient, _ in pairs], [multiplier for _, multiplier in pairs])
+
+    # During the fit
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the epoch's randomness a function of (seed, epoch)."""
+        position.start_epoch(trainer, self.plan.seed)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the rewind point when its step comes, and the curves now and then."""
+        self._stepped = True
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._add_to_curves(trainer)
+        # At the last batch the end of the epoch is the better moment: validation and hooks are behind us there.
+        if self._makes_points and not trainer.is_last_batch:
+            self._save_point_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the weights of the best validation."""
+        if trainer.state.fn != "fit":
+            return
+        if trainer.sanity_checking:
+            self._early_stop.require(trainer.callback_metrics)
+            return
+        self._add_to_curves(trainer)
+        if self._early_stop.improve(trainer.global_step, trainer.callback_metrics):
+            self._save(trainer, self.files.early_stop, saving.trim_weights)
+
+    def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
+        """After every other hook of the epoch's end: save where an interrupted fit continues."""
+        if not self._stepped:
+            return  # a restarted fit repeats the hooks of the epoch that it had finished
+        self._stepped = False
+        self._add_to_curves(trainer)
+        if self._makes_points:
+            self._save_point_if_due(trainer, epochs=position.epochs_run(trainer))
+        # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
+        if not position.is_over(trainer):
+            self._curves.write()
+            self._save(trainer, self.files.last, saving.trim_last)
+
+    def _add_to_curves(self, trainer: L.Trainer) -> None:
+        self._curves.add(trainer.global_step, trainer.current_epoch, trainer._logger_connector.metrics["log"])
+
+    # After the fit
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the metrics of the end."""
+        self._metrics = numbers(trainer.callback_metrics)
+        self._curves.write()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the end, and draw the next ticket from it."""
+        self._require_training(trainer)
+        self._steps = trainer.global_step
+        self._seconds = self._seconds_so_far()
+        if self._trained:
+            self._save(trainer, self.files.last, saving.trim_last)
+        self._save(trainer, self.files.final, saving.trim_weights)
+        if self.arm == TICKET and trainer.is_global_zero:
+            if self.round == 0:
+                write_dense(self.plan, self.masks)
+            draw_next(self.plan, self.round, self.masks, trainer)
+        trainer.strategy.barrier("lt_lightning.draw_next")
+        self.fitted = True
+
+    def _require_training(self, trainer: L.Trainer) -> None:
+        if not self._trained and not self._resuming:
+            raise RuntimeError(
+                f"{self.name} trained 0 steps: the Trainer stopped at step {trainer.global_step}, where it started. "
+                "Look at its max_steps, max_epochs and limit_train_batches."
+            )
+        if self._makes_points and not self.plan.directory.rewind_point.exists():
+            raise RuntimeError(
+                f"the rewind point at {self.plan.rewind_step} was never reached: round 0 ended after "
+                f"{trainer.global_step} steps. Choose a smaller rewind_step."
+            )
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take note of which weights are tested: those of the end, unless a checkpoint was loaded since."""
+        self._weights_from = trainer.ckpt_path or self._weights_from  # type: ignore[assignment]
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the tested metrics join the record, if the end or the early stop was tested."""
+        measured = numbers(trainer.callback_metrics)
+        if self._weights_from in (None, str(self.files.final)):
+            self._tests |= measured
+        elif self._weights_from == self.early_stop_path:
+            self._tests |= {early_stop_name(name): value for name, value in measured.items()}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the optimizers and of the Trainer's callback list."""
+        self._release(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._release(trainer)
+
+    def _release(self, trainer: L.Trainer) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _EpochEnd)]  # type: ignore[attr-defined]
+
+    # State
+
+    @property
+    def _makes_points(self) -> bool:
+        return self.round == 0 and self.arm == TICKET
+
+    def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
+        """Save the points that are due; `epochs` is the number of finished epochs at the end of one."""
+        directory, wanted = self.plan.directory, self.plan.rewind_step
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            wanted = replace(wanted, count=0)
+        due = (trainer.global_step if wanted.unit == "steps" else epochs) >= wanted.count
+        if trainer.global_step > 0 and (not due or directory.rewind_point.exists()):
+            return
+        path = directory.point(trainer.global_step)
+        if not path.exists():
+            self._save(trainer, path, partial(saving.trim_point, callbacks=self._kept_callbacks(trainer)))
+            saving.require_readable(path)
+        if due and trainer.is_global_zero:
+            directory.link_rewind_point(path)
+        if due and not self.plan.dense:
+            trainer.should_stop = True
+
+    def _kept_callbacks(self, trainer: L.Trainer) -> list[str]:
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return [self.state_key, *(c.state_key for c in callbacks if isinstance(c, averaging))]
+
+    def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
+        self._trim = trim
+        try:
+            saving.save(trainer, path)
+        finally:
+            self._trim = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Trim the checkpoints that we save; those of other callbacks are left alone."""
+        if self._trim is not None:
+            self._trim(checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random state, time and what was measured so far."""
+        return {
+            "random_states": gather(random_state()),
+            "seconds": self._seconds_so_far(),
+            "metrics": self._metrics,
+            "early_stop": self._early_stop.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
+        self._random_states = state["random_states"]
+        if self._resuming:
+            self._seconds = state["seconds"]
+            self._metrics = dict(state["metrics"])
+            self._early_stop.load_state_dict(state["early_stop"])
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + (time.monotonic() - self._started if not self.fitted else 0.0)
+
+
+class _EpochEnd(Checkpoint):
+    """Tells the ticket when an epoch has ended: Lightning calls checkpoint callbacks after all others and the module.
+
+    The ticket cannot be a checkpoint callback itself: a Trainer with `enable_checkpointing=False` would refuse it.
+    """
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ticket.on_train_epoch_ended(trainer)
+
+
+class _Guard(Callback):
+    """Refuses a fit of a ticket's model by a Trainer without the ticket."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self._ticket not in trainer.callbacks:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"this Trainer does not have the ticket of {self._ticket.name} among its callbacks, so nothing would "
+                "be pruned. Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
+            )
+
+
+def _with_guard(model: L.LightningModule, ticket: Ticket) -> list[Callback]:
+    configured = type(model).configure_callbacks(model)
+    return [*([configured] if isinstance(configured, Callback) else configured), _Guard(ticket)]
+
+
+def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The mask on the parameter's device, in the type that multiplies fastest there: bool is slow on the CPU."""
+    return mask.to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)
+
+
+def _check_rewind_step(trainer: L.Trainer, plan: Plan) -> None:
+    """Raise a ValueError if the fit is known to end at or before the rewind point."""
+    count, unit = plan.rewind_step.count, plan.rewind_step.unit
+    steps = trainer.estimated_stepping_batches
+    if count == 0 or trainer.fast_dev_run or steps == float("inf"):  # type: ignore[attr-defined]
+        return
+    in_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+    length = steps if unit == "steps" else steps / in_epoch
+    if count >= length and trainer.lightning_module.automatic_optimization:
+        raise ValueError(
+            f"rewind_step={plan.rewind_step} lies at or beyond the end of the fit, which has {length:g} {unit}: "
+            "choose a smaller rewind_step, or train longer (max_epochs, max_steps)."
+        )

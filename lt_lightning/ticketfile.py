@@ -1,0 +1,108 @@
+"""`ticket.safetensors`: masks and starting weights in one file that any safetensors reader opens.
+
+Layout, version 1:
+
+- `mask/<name>`: uint8 [ceil(n / 8)], the mask of parameter `<name>` in row-major order, eight weights a byte, the
+  first weight in the highest bit, as `numpy.packbits` writes it; unused bits at the end are 0.
+- `state/<name>`: the weights and buffers at the start of the round (θ_k), before the masks are applied.
+- metadata, all strings: `format` ("lt_lightning 1"), `round`, `arm`, `density`, `start` ("point", "file" or "fresh"),
+  `config` (a hash of the configuration) and `shapes` (JSON: parameter name → shape).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lt_lightning.masks import Masks, density
+from lt_lightning.rundir import write_bytes
+
+FORMAT = "lt_lightning 1"
+
+
+@dataclass(frozen=True, eq=False)
+class TicketFile:
+    """The content of a ticket file.
+
+    Args:
+        masks: parameter name → bool tensor.
+        state: weights and buffers at the start of the round.
+        round: how many times the ticket was pruned.
+        arm: "ticket", or the control's name.
+        start: where the round starts: "point" (the rewind point), "file" (`start.ckpt` beside it), "fresh" (a fresh
+            model at step 0).
+        config: a hash of the configuration.
+    """
+
+    masks: Masks
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    round: int = 0
+    arm: str = "ticket"
+    start: str = "point"
+    config: str = ""
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically."""
+        tensors = {f"mask/{name}": pack(mask) for name, mask in self.masks.items()}
+        # A copy each, because tied weights share memory, which the format refuses.
+        tensors |= {f"state/{name}": value.detach().cpu().contiguous().clone() for name, value in self.state.items()}
+        write_bytes(path, save(tensors, self._metadata()))
+
+    def _metadata(self) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "round": str(self.round),
+            "arm": self.arm,
+            "density": repr(density(self.masks)),
+            "start": self.start,
+            "config": self.config,
+            "shapes": json.dumps({name: list(mask.shape) for name, mask in self.masks.items()}),
+        }
+
+
+def read(path: Path, *, state: bool = False) -> TicketFile:
+    """Read a ticket file.
+
+    Args:
+        path: the file.
+        state: also read the starting weights; without them only the masks are loaded.
+
+    Raises:
+        ValueError: if the file is not a ticket of a version that this release reads.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a ticket of format {FORMAT!r}; it says {metadata.get('format')!r}.")
+        shapes = json.loads(metadata["shapes"])
+        masks = {name: unpack(file.get_tensor(f"mask/{name}"), shape) for name, shape in shapes.items()}
+        names = [key for key in file.keys() if key.startswith("state/")] if state else []  # noqa: SIM118
+        weights = {name.removeprefix("state/"): file.get_tensor(name) for name in names}
+    return TicketFile(masks, weights, int(metadata["round"]), metadata["arm"], metadata["start"], metadata["config"])
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict; extra state of other types has no place in a ticket file."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A bool tensor → uint8 [ceil(n / 8)], the first element in the highest bit.
+
+    >>> pack(torch.tensor([True, False, False, False, False, False, False, True, True]))
+    tensor([129, 128], dtype=torch.uint8)
+    """
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack(packed: Tensor, shape: list[int]) -> Tensor:
+    """The inverse of `pack`: uint8 [ceil(n / 8)] → bool tensor of the shape."""
+    count = int(np.prod(shape, dtype=np.int64))
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)
