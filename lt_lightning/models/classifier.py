@@ -1,0 +1,107 @@
+"""The LightningModule around the standard networks: cross entropy, accuracy, one optimizer."""
+
+from collections.abc import Callable, Iterable
+
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]  # inputs (batch, ...) and int64 labels (batch,)
+
+
+class Classifier(LightningModule):
+    """Train `network` to classify, and log the metrics that a lottery-ticket study reads.
+
+    `network` maps inputs (batch, ...) to logits (batch, num_classes); a batch is inputs and int64 labels
+    (batch,). `optimizer` makes the optimizer from the parameters, `scheduler` the learning-rate schedule from
+    the optimizer; the schedule advances every `scheduler_interval`, "step" or "epoch".
+
+    Logged: `train/loss` in nats, each step; `train/acc` in [0, 1], over the epoch; `val/loss`, `val/acc`,
+    `test/loss` and `test/acc` over the whole set, each example weighing the same.
+
+    Raises:
+        ValueError: when `scheduler_interval` is neither "step" nor "epoch".
+
+    >>> from functools import partial
+    >>> from torch.optim import Adam
+    >>> from lt_lightning.models import lenet_300_100
+    >>> model = Classifier(lenet_300_100(), partial(Adam, lr=1.2e-3))
+    >>> next(name for name, _ in model.named_parameters())
+    'network.hidden1.weight'
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler_interval: str = "step",
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        if scheduler_interval not in ("step", "epoch"):
+            raise ValueError(
+                f"scheduler_interval is {scheduler_interval!r}, expected 'step' or 'epoch': "
+                "set model.scheduler_interval to one of them"
+            )
+        self.network = network
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.train_accuracy = _accuracy(num_classes)
+        self.val_accuracy = _accuracy(num_classes)
+        self.test_accuracy = _accuracy(num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (batch, ...) to logits (batch, num_classes)."""
+        return self.network(inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean cross entropy of the batch, in nats."""
+        loss = self._loss(batch, self.train_accuracy)
+        self.log("train/loss", loss, on_step=True, on_epoch=False)
+        self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log `val/loss` and `val/acc`."""
+        self._evaluate("val", batch, self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log `test/loss` and `test/acc`."""
+        self._evaluate("test", batch, self.test_accuracy)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all parameters, with its learning-rate schedule if there is one."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
+        }
+
+    def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
+        loss = self._loss(batch, accuracy)
+        # The batch size weighs the last, smaller batch; sync_dist averages over processes once, at the end.
+        self.log(
+            f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]), sync_dist=True
+        )
+        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True)
+
+    def _loss(self, batch: Batch, accuracy: MulticlassAccuracy) -> Tensor:
+        inputs, labels = batch
+        logits = self(inputs)
+        # update, not forward: the batch's own accuracy is never read.
+        accuracy.update(logits, labels)
+        return cross_entropy(logits, labels)
+
+
+def _accuracy(num_classes: int) -> MulticlassAccuracy:
+    # Checking the labels would wait for the device at every step; cross entropy refuses bad ones anyway.
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
