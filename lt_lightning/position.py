@@ -9,12 +9,14 @@ private names below; `tests/test_position.py` holds them to what they are used f
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.data import _set_sampler_epoch
 
-from lt_lightning.seeding import derive, seed_all
+from lt_lightning.seeding import RandomState, derive, seed_all, set_random_state
 
 
 def start_epoch(trainer: L.Trainer, seed: int) -> None:
@@ -26,23 +28,56 @@ def start_epoch(trainer: L.Trainer, seed: int) -> None:
         _renew_iterator(trainer)
 
 
-def return_to_batch(trainer: L.Trainer, seed: int) -> None:
-    """Put the loaders where they stood in the middle of an epoch. Call in `on_train_start` of a restarted fit."""
-    if _resumable(trainer):
-        return
-    _seed_epoch(trainer, seed)
-    _renew_iterator(trainer)
+def return_to_batch(trainer: L.Trainer, seed: int, state: RandomState | None) -> None:
+    """Put loaders and random state where they stood in the middle of an epoch.
+
+    Call in `on_train_start` of a restarted fit. The random state is set when the first batch is asked for: until then
+    Lightning may still prepare a validation, which draws.
+    """
     loop: Any = trainer.fit_loop
-    # With a known length Lightning counts the skipped batches itself; without one the fetcher reads ahead.
-    source = loop._data_fetcher if loop._data_fetcher.length is None else loop._data_fetcher.iterator
-    for _ in range(loop.epoch_loop.batch_progress.current.ready):
-        next(source)
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+    fetcher = loop._data_fetcher
+    if not _resumable(trainer):
+        _seed_epoch(trainer, seed)
+        _renew_iterator(trainer)
+        # With a known length Lightning counts the skipped batches itself; without one the fetcher reads ahead.
+        source = fetcher if fetcher.length is None else fetcher.iterator
+        for _ in range(loop.epoch_loop.batch_progress.current.ready):
+            next(source)
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+    if state is not None:
+        fetcher.iterator = _from_state(state, fetcher.iterator)
+
+
+def _from_state(state: RandomState, iterator: Iterator[Any]) -> Iterator[Any]:
+    set_random_state(state)
+    with suppress(StopIteration):
+        while True:  # not `yield from`, which would ask the loader for a new iterator
+            yield next(iterator)
 
 
 def in_middle_of_epoch(trainer: L.Trainer) -> bool:
     """Whether the fit that is starting continues in the middle of an epoch."""
     return trainer.fit_loop.restarted_mid_epoch
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Whether this training batch is followed by a validation, which may draw random numbers."""
+    loop: Any = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def repeats_epoch_end(trainer: L.Trainer) -> bool:
+    """Whether this `on_train_epoch_end` is one that had been called before the fit was restarted; then it is undone.
+
+    When `max_steps` is set, a fit that restarts at the end of an epoch ends that epoch a second time and counts it
+    twice, which would put the order of the data one epoch ahead.
+    """
+    loop: Any = trainer.fit_loop
+    if not loop.restarted_on_epoch_end:
+        return False
+    loop.epoch_progress.current.processed -= 1
+    loop.epoch_progress.total.processed -= 1
+    return True
 
 
 def epochs_run(trainer: L.Trainer) -> int:

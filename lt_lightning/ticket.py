@@ -60,9 +60,9 @@ class Ticket(Callback):
         self._seconds = 0.0
         self._started = 0.0
         self._trained = False
-        self._stepped = False
         self._weights_from: str | None = None
         self._random_states: list[Any] = []
+        self._random_state: Any = None
         self._hold_learning_rate = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
         # Lightning asks the model for callbacks before a fit: the last chance to notice that the ticket is missing.
@@ -141,6 +141,8 @@ class Ticket(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
         self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            checkpoint.pop("loops", None)  # a trial of one batch would be over before a later step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
@@ -159,9 +161,8 @@ class Ticket(Callback):
             trainer.strategy.lr_scheduler_configs = []
         self._mask_everything(trainer)
         if position.in_middle_of_epoch(trainer):
-            position.return_to_batch(trainer, self.plan.seed)
-            if trainer.global_rank < len(self._random_states):
-                set_random_state(self._random_states[trainer.global_rank])
+            states = dict(enumerate(self._random_states))
+            position.return_to_batch(trainer, self.plan.seed, states.get(trainer.global_rank))
         path = self.files.curves if trainer.is_global_zero else None
         self._curves = Curves(path, trainer.global_step if self._resuming else None)
         if self._makes_points:
@@ -230,9 +231,10 @@ class Ticket(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save the rewind point when its step comes, and the curves now and then."""
-        self._stepped = True
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._add_to_curves(trainer)
+        if position.validation_follows(trainer):
+            self._random_state = random_state()
         # At the last batch the end of the epoch is the better moment: validation and hooks are behind us there.
         if self._makes_points and not trainer.is_last_batch:
             self._save_point_if_due(trainer)
@@ -244,15 +246,17 @@ class Ticket(Callback):
         if trainer.sanity_checking:
             self._early_stop.require(trainer.callback_metrics)
             return
+        if self._random_state is not None:
+            set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
+            self._random_state = None
         self._add_to_curves(trainer)
         if self._early_stop.improve(trainer.global_step, trainer.callback_metrics):
             self._save(trainer, self.files.early_stop, saving.trim_weights)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: save where an interrupted fit continues."""
-        if not self._stepped:
-            return  # a restarted fit repeats the hooks of the epoch that it had finished
-        self._stepped = False
+        if position.repeats_epoch_end(trainer):
+            return
         self._add_to_curves(trainer)
         if self._makes_points:
             self._save_point_if_due(trainer, epochs=position.epochs_run(trainer))

@@ -89,9 +89,7 @@ class Classifier(LightningModule):
     def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
         loss = self._loss(batch, accuracy)
         # The batch size weighs the last, smaller batch; sync_dist averages over processes once, at the end.
-        self.log(
-            f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]), sync_dist=True
-        )
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]), sync_dist=True)
         self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True)
 
     def _loss(self, batch: Batch, accuracy: MulticlassAccuracy) -> Tensor:

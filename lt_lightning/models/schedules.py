@@ -33,9 +33,7 @@ def warmup_multistep(
     [0.2]
     """
     if warmup_steps < 0:
-        raise ValueError(
-            f"warmup_steps is {warmup_steps}, expected 0 (no warm-up) or more: set scheduler.warmup_steps"
-        )
+        raise ValueError(f"warmup_steps is {warmup_steps}, expected 0 (no warm-up) or more: set scheduler.warmup_steps")
 
     def factor(step: int) -> float:
         warmth = min(1.0, step / warmup_steps) if warmup_steps else 1.0
