@@ -1,0 +1,184 @@
+"""One picture of a run: how good each ticket is, and how soon, against its density."""
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lt_lightning.records import COLUMNS, Record, read_records
+from lt_lightning.rundir import RunDirectory, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PREFERRED = ("test/acc", "val/acc")
+# Okabe and Ito's colours, told apart with every kind of colour vision, and in grey by their markers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# One more marker than colours, so that the pairs repeat late.
+MARKERS = "osD^vPX"
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+}
+
+
+def draw(directory: str | os.PathLike[str]) -> Path:
+    """Draw ``report.png`` of the run in `directory` and return its path.
+
+    The left panel shows the metric at the end of each round, the right one the step of its early stop, both
+    against density, dense at the left. The right panel is left out where no early stop was measured. The same
+    records give the same bytes.
+
+    Raises:
+        FileNotFoundError: no round has finished yet, so there is no ``records.csv``.
+        ValueError: ``records.csv`` holds no row.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> text = "round,arm,density,early_stop_step,test/acc" + chr(10) + "0,ticket,1.0,900,0.98" + chr(10)
+    >>> _ = (folder / "records.csv").write_text(text)
+    >>> draw(folder).name
+    'report.png'
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    run = RunDirectory(directory)
+    rows = read_records(run.records)
+    if not rows:
+        raise ValueError(f"{run.records} holds no row, expected one per finished round")
+    picture = io.BytesIO()
+    with rc_context(STYLE):
+        # Without `Software: None` matplotlib writes its version, and the bytes change with it.
+        FigureCanvasAgg(_figure(rows, title(directory))).print_png(picture, metadata={"Software": None})
+    write_bytes(run.path / "report.png", picture.getvalue())
+    return run.path / "report.png"
+
+
+def title(directory: str | os.PathLike[str]) -> str:
+    """Name a run by its folders below ``runs``, or by its last two.
+
+    >>> title("/home/me/runs/lenet/rewind_step=500/seed=0")
+    'lenet/rewind_step=500/seed=0'
+    """
+    parts = Path(directory).resolve().parts[1:]
+    last = max((at + 1 for at, part in enumerate(parts) if part == "runs"), default=len(parts))
+    return "/".join(parts[last:] or parts[-2:])
+
+
+def metric(rows: Sequence[Record]) -> str | None:
+    """Choose the metric to draw: accuracy on test, on validation, any other, a loss; None without one.
+
+    >>> metric([{"round": 0, "val/loss": 0.2, "val/acc": 0.9, "test/acc": None}])
+    'val/acc'
+    """
+    measured = [
+        column
+        for column in rows[0]
+        if column not in COLUMNS
+        and not column.startswith("early_stop_")
+        and any(math.isfinite(_number(row[column])) for row in rows)
+    ]
+    accuracies = [column for column in measured if column.endswith("acc")]
+    losses = sorted((c for c in measured if c.endswith("loss")), key=lambda column: column != "val/loss")
+    ranked = [*(column for column in PREFERRED if column in measured), *accuracies, *losses, *measured]
+    return ranked[0] if ranked else None
+
+
+def ticks(densities: Iterable[float], most: int = 6) -> list[float]:
+    """Choose the densities to label, dense first, each at least a `most`-th of the logarithmic axis apart.
+
+    >>> ticks([1.0, 0.8, 0.64, 0.512, 0.41, 0.328, 0.262, 0.21, 0.168, 0.134, 0.107])
+    [1.0, 0.64, 0.41, 0.262, 0.168, 0.107]
+    """
+    ordered = sorted(set(densities), reverse=True)
+    gap = math.log(ordered[0] / ordered[-1]) / most
+    chosen = ordered[:1]
+    for density in ordered[1:]:
+        if math.log(chosen[-1] / density) >= gap:
+            chosen.append(density)
+    return chosen
+
+
+def _number(value: Any) -> float:
+    """Turn what cannot be drawn into NaN, which leaves a gap in a line."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _figure(rows: Sequence[Record], heading: str) -> "Figure":
+    """Lay out the panels, the title and one legend below."""
+    from matplotlib.figure import Figure
+
+    stops = any(math.isfinite(_number(row.get("early_stop_step"))) for row in rows)
+    figure = Figure(figsize=(7.0 if stops else 3.8, 3.1), dpi=200)
+    figure.set_layout_engine("constrained", wspace=0.06)
+    panels = figure.subplots(1, 1 + stops, squeeze=False)[0]
+    chosen = metric(rows) or ""
+    scale = 100.0 if chosen and _is_fraction(rows, chosen) else 1.0
+    _panel(panels[0], rows, chosen, scale)
+    panels[0].set_ylabel(f"{chosen or 'metric'} at the end{' (%)' if scale == 100 else ''}")
+    if stops:
+        _panel(panels[1], rows, "early_stop_step", 1.0)
+        panels[1].set_ylabel("early stop (step)")
+    figure.suptitle(_short(heading, 90 if stops else 50), fontsize=9, parse_math=False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    return figure
+
+
+def _is_fraction(rows: Sequence[Record], column: str) -> bool:
+    """Tell whether a metric is an accuracy in [0, 1], to be shown in percent."""
+    values = [_number(row[column]) for row in rows]
+    return column.endswith("acc") and all(0 <= value <= 1 for value in values if not math.isnan(value))
+
+
+def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> None:
+    """Draw one line per arm, and the dense round as the level to match."""
+    for place, arm in enumerate(dict.fromkeys(str(row["arm"]) for row in rows)):
+        own = sorted((row for row in rows if str(row["arm"]) == arm), key=lambda row: -row["density"])
+        axes.plot(
+            [row["density"] for row in own],
+            [scale * _number(row.get(column)) for row in own],
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle="--" if place else "-",
+            markersize=4,
+            linewidth=1.3,
+            label=arm,
+        )
+    dense = _number(rows[0].get(column)) if rows[0]["round"] == 0 else math.nan
+    # A line without a finite place is left out; the legend would still name it.
+    if math.isfinite(dense):
+        axes.axhline(scale * dense, color="0.35", linewidth=0.9, linestyle=":", label="dense", zorder=1)
+    if not column:
+        axes.text(0.5, 0.5, "no metric was logged", transform=axes.transAxes, ha="center", color="0.35")
+    _density_axis(axes, [row["density"] for row in rows])
+
+
+def _density_axis(axes: "Axes", densities: list[float]) -> None:
+    """Put dense at the left, sparse at the right, in percent of the weights kept."""
+    from matplotlib.ticker import NullLocator
+
+    labelled = ticks(densities)
+    margin = max(1.1, (max(densities) / min(densities)) ** 0.04)
+    axes.set_xscale("log")
+    axes.set_xlim(max(densities) * margin, min(densities) / margin)
+    axes.set_xticks(labelled, [f"{100 * density:.3g}" for density in labelled])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("weights kept (%)")
+
+
+def _short(text: str, most: int) -> str:
+    """Cut the middle out of a text longer than `most` characters."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
