@@ -1,0 +1,48 @@
+"""The name of a run directory: a function of what was asked for, so that the same command finds the same results."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from omegaconf import OmegaConf
+
+from lt_lightning.rundir import NEUTRAL
+
+_ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*")
+"""Overrides that the name already holds, or that choose hardware."""
+
+_LONGEST = 120
+
+
+def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
+    """`runs/<experiment>/<overrides>/seed=<seed>`.
+
+    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed.
+
+    >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
+    'runs/default/prune=iterative,model=conv2/seed=3'
+    """
+    told = [f"prune={prune}", *(text for text in overrides if _tells(text))]
+    return f"runs/{_short(_clean(name))}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+
+
+def register() -> None:
+    """Make `${run_directory:...}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+
+
+def _tells(override: str) -> bool:
+    key = override.split("=")[0].lstrip("+~").split("@")[0]
+    return not any(fnmatchcase(key, pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^\w.=,+~\[\]-]+", "_", str(text))
+
+
+def _short(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: _LONGEST - 9]}-{digest}"

@@ -1,0 +1,157 @@
+"""Every configuration composes and instantiates, and every experiment runs a trial."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from lt_lightning import naming
+from lt_lightning.models import Classifier
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+CHOICES = [
+    (path.parent.relative_to(CONF).as_posix(), path.stem)
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.parent not in (CONF, CONF / "experiment")
+]
+
+
+def composed(*overrides):
+    naming.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Small data sets in the layout of the hub's copies: MNIST's and CIFAR-10's columns and shapes."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("images")
+    for name, column, shape in (("mnist", "image", (28, 28)), ("cifar10", "img", (32, 32, 3))):
+        for split, count in (("train", 400), ("test", 40)):
+            draws = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+            encoded = [{"bytes": png(pixels), "path": None} for pixels in draws]
+            features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+            rows = {column: encoded, "label": [n % 10 for n in range(count)]}
+            (root / name).mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, features).to_parquet(root / name / f"{split}.parquet")
+    return root
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_says_how_to_use_it(group, choice):
+    cfg = composed(f"{group}={choice}")
+    assert cfg.hydra.runtime.choices[group] == choice
+    first = (CONF / group / f"{choice}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert choice in first
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_says_how_to_run_it_and_where_its_numbers_come_from(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert text.startswith(f"# @package _global_\n# python train.py experiment={experiment} ")
+    assert "arXiv" in text
+    assert composed(f"experiment={experiment}").name == experiment
+
+
+@pytest.mark.parametrize("prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune"])
+def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
+    cfg = composed(f"prune={prune}")
+    instantiate(cfg.prune)(lambda: None, directory=tmp_path, seed=0)
+    plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["lottery"]
+    rewinds = {"lr_rewinding": "keep_weights", "fine_tune": "fine_tune"}
+    function = plan["rewind"]["function"] if isinstance(plan["rewind"], dict) else plan["rewind"]
+    assert function == f"lt_lightning.rewinds.{rewinds.get(prune, 'to_point')}"
+    assert plan["rounds"] == {"none": 0, "one_shot": 1}.get(prune, 12)
+    assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
+
+
+def test_every_function_of_a_family_has_a_configuration_of_its_name():
+    expected = {
+        "criterion": {"magnitude", "random", "magnitude_increase", "movement"},
+        "scope": {"globally", "layerwise"},
+        "rewind": {"to_point", "keep_weights", "fine_tune", "redraw"},
+        "schedule": {"geometric", "one_shot", "explicit"},
+    }
+    for group, names in expected.items():
+        assert {path.stem for path in (CONF / "prune" / group).glob("*.yaml")} == names
+        for name in names:
+            cfg = composed(f"prune/{group}={name}")
+            assert cfg.prune[group]._target_.rpartition(".")[2] == name
+            assert callable(instantiate(cfg.prune[group]))
+
+
+def test_the_experiments_have_their_papers_hyperparameters():
+    lenet = composed("experiment=lth_lenet_mnist")
+    assert (lenet.trainer.max_steps, lenet.data.batch_size, lenet.data.val_size) == (50000, 60, 5000)
+    assert (lenet.model.optimizer.lr, lenet.trainer.val_check_interval) == (1.2e-3, 100)
+    assert lenet.prune.schedule.fraction == {"*output*": 0.1, "*": 0.2}
+    assert lenet.prune.scope._target_ == "lt_lightning.scopes.layerwise"
+    steps = {f"lth_conv{n}_cifar10": s for n, s in ((2, 20000), (4, 25000), (6, 30000))}
+    assert {name: composed(f"experiment={name}").trainer.max_steps for name in steps} == steps
+    fractions = {n: composed(f"experiment=lth_conv{n}_cifar10").prune.schedule.fraction["*conv*"] for n in (2, 4, 6)}
+    assert fractions == {2: 0.1, 4: 0.1, 6: 0.15}
+    resnet = composed("experiment=late_rewinding_resnet20")
+    assert (resnet.data.batch_size, resnet.trainer.max_steps, resnet.prune.rewind_step) == (128, 30000, "500 steps")
+    assert resnet.model.optimizer == {
+        "_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4,
+    }  # fmt: skip
+
+
+def test_the_convolutions_of_resnet20_are_pruned_and_nothing_else():
+    from lt_lightning.masks import find_prunable
+
+    cfg = composed("experiment=late_rewinding_resnet20")
+    weights = find_prunable(instantiate(cfg.model), cfg.prune.prunable)
+    assert sum(weight.numel() for weight in weights.values()) == 270_896 - 2_560 - 640
+    assert all(weight.dim() == 4 for weight in weights.values())
+
+
+def run(tmp_path, *overrides):
+    """What `python train.py` does, in this process."""
+    sys.path.insert(0, str(ROOT))
+    from train import main
+
+    cfg = composed("logger=csv", *overrides, f"hydra.runtime.output_dir={tmp_path}")
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    main(cfg)
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, None])
+def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images, tmp_path):
+    chosen = [f"experiment={experiment}"] if experiment else []
+    if experiment:
+        data = "mnist" if "mnist" in experiment else "cifar10"
+        chosen += [f"data.path={images / data}", "data.val_size=100"]
+    run(tmp_path, *chosen, "trainer=smoke", "prune.rounds=1")
+    assert not (tmp_path / "records.csv").exists()
+    assert (tmp_path / "fast_dev_run" / "round-01" / "final.ckpt").exists()
+
+
+def test_any_other_module_is_a_model_through_its_target(tmp_path):
+    run(tmp_path, "trainer=smoke", "prune.rounds=1", "model._target_=test_conf.Other")
+    assert (tmp_path / "fast_dev_run" / "round-01" / "final.ckpt").exists()
+
+
+class Other(Classifier):
+    pass

@@ -1,0 +1,47 @@
+"""Find winning tickets: `python train.py prune=iterative`. `python train.py --help` tells the rest."""
+
+import warnings
+from functools import partial
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lt_lightning import naming
+from lt_lightning.analysis import report
+from lt_lightning.processes import is_writer
+from lt_lightning.progress import Progress
+from lt_lightning.rundir import RunDirectory
+
+naming.register()
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Train the dense network, then every round's ticket and controls; what is done already is skipped."""
+    directory = HydraConfig.get().runtime.output_dir
+    config = OmegaConf.to_container(cfg, resolve=True)
+    data = instantiate(cfg.data)
+    make_model = partial(instantiate, cfg.model)
+    tickets = instantiate(cfg.prune)(make_model, directory=directory, seed=cfg.seed, config=config)
+    fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
+    with instantiate(cfg.logger)(directory, config=config) as loggers, Progress(directory, fits) as progress:
+        for ticket in tickets:
+            trainer = instantiate(cfg.trainer)(
+                default_root_dir=ticket.directory,
+                logger=loggers.start(ticket),
+                callbacks=[ticket, progress.bar(ticket)],
+            )
+            trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
+            trainer.test(ticket.model, data, verbose=False)
+            trainer.test(ticket.model, data, ckpt_path=ticket.early_stop_path, verbose=False)
+            loggers.finish(ticket)
+            progress.row(ticket)
+        if is_writer() and (records := RunDirectory(directory).records).exists():
+            progress.done(records, report.draw(directory))
+
+
+if __name__ == "__main__":
+    main()
