@@ -64,6 +64,9 @@ def random_mask(ticket: Ingredients) -> Ingredients:
     return replace(ticket, masks=shuffled)
 
 
+_UNKNOWN = "there is no control {name!r}: choose from {ours}, or give the dotted path of a function."
+
+
 def named(name: str) -> Control:
     """The control of this name here, or at this dotted path.
 
@@ -78,8 +81,9 @@ def named(name: str) -> Control:
         return ours[name]
     try:
         module, _, function = name.rpartition(".")
-        return getattr(importlib.import_module(module), function)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(
-            f"there is no control {name!r}: choose from {list(ours)}, or give the dotted path of a function."
-        ) from error
+        found = getattr(importlib.import_module(module), function)
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        raise ValueError(_UNKNOWN.format(name=name, ours=list(ours))) from error
+    if not callable(found):
+        raise ValueError(_UNKNOWN.format(name=name, ours=list(ours)))
+    return found

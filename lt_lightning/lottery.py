@@ -148,6 +148,11 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
     if round == 0:
         return Ingredients(0, {}, None, init_seed, plan.seed)
     files = plan.directory.arm(round)
+    if not files.ticket.exists():
+        raise FileNotFoundError(
+            f"{files.ticket} is missing, so round {round} cannot start: when round {round - 1} ended, the schedule had "
+            f"no density for it. Remove {plan.directory.arm(round - 1).path} to train that round again."
+        )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
         return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed)

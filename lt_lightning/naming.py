@@ -38,7 +38,7 @@ def _tells(override: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    return re.sub(r"[^\w.=,+~\[\]-]+", "_", str(text))
+    return re.sub(r"^\.+|[^\w.=,+~\[\]-]+", "_", str(text))
 
 
 def _short(text: str) -> str:

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
-from lt_lightning.masks import Density, Prunable
+from lt_lightning.masks import Density, Masks, Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
-from lt_lightning.rundir import RunDirectory, fingerprint
+from lt_lightning.rundir import NEXT, TICKET, RunDirectory, fingerprint
 from lt_lightning.schedules import Schedule
-from lt_lightning.scopes import Scope
+from lt_lightning.scopes import Scope, group_by_pattern
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,36 @@ class Plan:
         return replace(self, config={**describe(self.config), "lottery": self.describe()})
 
     def _check(self) -> None:
-        if not isinstance(self.rounds, int) or self.rounds < 0:
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 0:
             raise ValueError(
                 f"rounds={self.rounds!r} must be a whole number, 0 or more: 10 is dense and ten pruned rounds."
             )
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
         names = [control_name(control) for control in self.controls]
-        if len(set(names)) < len(names) or "ticket" in names:
-            raise ValueError(f"controls need names of their own, other than 'ticket': {names}.")
-        if self.schedule(0) != 1.0 and not _all_dense(self.schedule(0)):
+        if len(set(names)) < len(names) or {TICKET, NEXT} & set(names):
+            raise ValueError(f"controls need names of their own, other than '{TICKET}' and '{NEXT}': {names}.")
+        if set(_by_pattern(self.schedule(0)).values()) != {1.0}:
             raise ValueError(f"round 0 is dense, but schedule(0) is {self.schedule(0)}; it must be 1.0.")
         for round in range(1, self.rounds + 1):
-            _check_densities(round, self.schedule(round))
+            _check_densities(round, self.schedule(round), self.schedule(round - 1))
+
+    def has_ticket(self, round: int) -> bool:
+        """Whether the schedule has a density for a round; beyond the last one it need not."""
+        if round <= self.rounds:
+            return True
+        try:
+            _check_densities(round, self.schedule(round), self.schedule(round - 1))
+        except Exception:  # whatever a function of the user's own raises at the end of its list
+            return False
+        return True
+
+    def check_patterns(self, masks: Masks) -> None:
+        """Raise a ValueError if a pattern of the schedule matches no prunable parameter."""
+        for round in range(1, self.rounds + 1):
+            density = self.schedule(round)
+            if isinstance(density, Mapping):
+                group_by_pattern(density, masks)
 
     def describe(self) -> dict[str, Any]:
         """The plan as plain values, for `config.yaml` and for comparison."""
@@ -84,7 +102,8 @@ def control_name(control: Callable[..., Any]) -> str:
     >>> control_name(reinit)
     'reinit'
     """
-    return unwrap(control).__name__
+    function = unwrap(control)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def describe(value: Any) -> Any:
@@ -103,7 +122,11 @@ def describe(value: Any) -> Any:
         return {str(key): describe(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else repr(value)
 
 
 def unwrap(value: Any) -> Callable[..., Any]:
@@ -116,11 +139,17 @@ def _qualified(value: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _all_dense(density: Density) -> bool:
-    return isinstance(density, Mapping) and all(value == 1.0 for value in density.values())
-
-
-def _check_densities(round: int, density: Density) -> None:
-    for value in density.values() if isinstance(density, Mapping) else (density,):
+def _check_densities(round: int, density: Density, before: Density) -> None:
+    now, then = _by_pattern(density), _by_pattern(before)
+    for pattern, value in now.items():
         if not 0 < value <= 1:
             raise ValueError(f"schedule({round}) is {value}; a density must lie in (0, 1].")
+        if value > then.get(pattern, 1.0):
+            raise ValueError(
+                f"schedule({round}) is {value}, but schedule({round - 1}) is {then[pattern]}: a schedule must not "
+                "rise, because a pruned weight never comes back."
+            )
+
+
+def _by_pattern(density: Density) -> Mapping[str, float]:
+    return density if isinstance(density, Mapping) else {"*": density}

@@ -26,8 +26,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    with open(path, newline="") as file:
-        return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value if key == "arm" else _parse(value) for key, value in row.items()} for row in rows]
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]], first: Iterable[str] = ()) -> str:

@@ -38,7 +38,7 @@ def parse_step(value: int | str) -> RewindStep:
     (RewindStep(count=500, unit='steps'), RewindStep(count=1, unit='epochs'), RewindStep(count=0, unit='steps'))
     """
     found = re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
-    if not found or isinstance(value, bool):
+    if not found:
         raise ValueError(f'rewind_step={value!r} is not understood: write 0, 500, "500 steps" or "2 epochs".')
     return RewindStep(int(found[1]), f"{found[2] or 'step'}s")
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 TICKET = "ticket"
+NEXT = "next"
 SCRATCH = "fast_dev_run"
 
 NEUTRAL = (
@@ -93,7 +94,7 @@ class RunDirectory:
 
     def finished(self) -> list[dict[str, Any]]:
         """The records of all finished fits, by round, the ticket before its controls."""
-        rows = [json.loads(p.read_text()) for g in ("round-*/done", "round-*/*/done") for p in self.path.glob(g)]
+        rows = [json.loads(p.read_text("utf-8")) for g in ("round-*/done", "round-*/*/done") for p in self.path.glob(g)]
         return sorted(rows, key=lambda row: (row["round"], row["arm"] != TICKET, row["arm"]))
 
     def link_rewind_point(self, point: Path) -> None:
@@ -128,7 +129,7 @@ class ArmDirectory:
         self.final = path / "final.ckpt"
         self.curves = path / "metrics.csv"
         self.done = path / "done"
-        self.next = path / "next"
+        self.next = path / NEXT
 
 
 def write_text(path: Path, text: str) -> None:
@@ -208,7 +209,7 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
         ValueError: if results with another configuration lie here; the difference is shown.
     """
     if path.exists():
-        stored = yaml.safe_load(path.read_text()) or {}
+        stored = yaml.safe_load(path.read_text("utf-8")) or {}
         differences = compare(stored, config)
         if differences:
             raise ValueError(
@@ -230,14 +231,21 @@ def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {there.get(key, 'not set')} there, {now.get(key, 'not set')} now"
         for key in keys
-        if there.get(key, ...) != now.get(key, ...)
+        if _canonical(there.get(key, ...)) != _canonical(now.get(key, ...))
     ]
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """A hash of what `compare` compares, 16 hexadecimal digits."""
-    leaves = {key: value for key, value in flatten(config).items() if not _is_neutral(key)}
-    return hashlib.sha256(json.dumps(leaves, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    leaves = sorted((key, _canonical(value)) for key, value in flatten(config).items() if not _is_neutral(key))
+    return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> str:
+    """Equal for equal values: 1 and 1.0 alike, and a NaN equal to itself."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_canonical, value))}]"
+    return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
 def _is_neutral(key: str) -> bool:

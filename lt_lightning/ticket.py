@@ -1,6 +1,5 @@
 """The ticket: a Lightning callback that holds a model to its masks for one fit. Only here is a model edited."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -9,18 +8,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_lightning import position, saving
+from lt_lightning import points, position, saving
 from lt_lightning.controls import Ingredients
-from lt_lightning.early_stop import EarlyStop
 from lt_lightning.masks import Masks, all_kept, check_fit, density, find_prunable, kept, plain_name, total
+from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import gather
 from lt_lightning.pruning import draw_next, write_dense
-from lt_lightning.records import Curves, Record, early_stop_name, numbers
+from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.seeding import random_state, set_random_state
 
@@ -52,15 +52,8 @@ class Ticket(Callback):
         self._masks = ingredients.masks
         self._multipliers: dict[nn.Parameter, Tensor] = {}
         self._handles: list[Any] = []
-        self._early_stop = EarlyStop(plan.monitor, plan.mode)
-        self._curves = Curves(None)
-        self._metrics: dict[str, float] = {}
-        self._tests: dict[str, float] = {}
-        self._steps = 0
-        self._seconds = 0.0
-        self._started = 0.0
+        self._measured = Measurements(plan.monitor, plan.mode)
         self._trained = False
-        self._weights_from: str | None = None
         self._random_states: list[Any] = []
         self._random_state: Any = None
         self._hold_learning_rate = False
@@ -103,18 +96,8 @@ class Ticket(Callback):
     @property
     def record(self) -> Record:
         """The row of this fit, as far as it is known."""
-        metrics = self._metrics | {early_stop_name(name): value for name, value in self._early_stop.metrics.items()}
-        metrics |= self._tests
-        return {
-            "round": self.round,
-            "arm": self.arm,
-            "seed": self.plan.seed,
-            "density": self.density,
-            "steps": self._steps,
-            "seconds": round(self._seconds, 3),
-            "early_stop_step": self._early_stop.step,
-            **dict(sorted(metrics.items(), key=lambda item: item[0].startswith("early_stop_"))),
-        }
+        name = {"round": self.round, "arm": self.arm, "seed": self.plan.seed, "density": self.density}
+        return name | self._measured.record()
 
     # Before the fit
 
@@ -131,6 +114,8 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
+        if not is_overridden("configure_model", pl_module):  # else its parameters may not exist yet
+            self._check_masks(pl_module)
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
@@ -146,12 +131,17 @@ class Ticket(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
-        self._started = time.monotonic()
-        parameters = find_prunable(pl_module, self.plan.prunable)
-        check_fit(self.masks, parameters)
+        self._measured.start_clock()
+        parameters = self._check_masks(pl_module)
         if kept(self.masks) < total(self.masks):
             self._multipliers = {p: _multiplier(self.masks[name], p) for name, p in parameters.items()}
         self._mask_weights()
+
+    def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+        parameters = find_prunable(pl_module, self.plan.prunable)
+        check_fit(self.masks, parameters)
+        self.plan.check_patterns(self.masks)
+        return parameters
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
@@ -164,9 +154,9 @@ class Ticket(Callback):
             states = dict(enumerate(self._random_states))
             position.return_to_batch(trainer, self.plan.seed, states.get(trainer.global_rank))
         path = self.files.curves if trainer.is_global_zero else None
-        self._curves = Curves(path, trainer.global_step if self._resuming else None)
+        self._measured.start_curves(path, trainer.global_step if self._resuming else None)
         if self._makes_points:
-            _check_rewind_step(trainer, self.plan)
+            points.check(trainer, self.plan)
             self._save_point_if_due(trainer)
 
     def _check_start(self, trainer: L.Trainer) -> None:
@@ -232,7 +222,7 @@ class Ticket(Callback):
     ) -> None:
         """Save the rewind point when its step comes, and the curves now and then."""
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._add_to_curves(trainer)
+            self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
         # At the last batch the end of the epoch is the better moment: validation and hooks are behind us there.
@@ -244,49 +234,44 @@ class Ticket(Callback):
         if trainer.state.fn != "fit":
             return
         if trainer.sanity_checking:
-            self._early_stop.require(trainer.callback_metrics)
+            self._measured.check_monitor(trainer)
             return
         if self._random_state is not None:
             set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
             self._random_state = None
-        self._add_to_curves(trainer)
-        if self._early_stop.improve(trainer.global_step, trainer.callback_metrics):
+        if self._measured.validate(trainer):
             self._save(trainer, self.files.early_stop, saving.trim_weights)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: save where an interrupted fit continues."""
         if position.repeats_epoch_end(trainer):
             return
-        self._add_to_curves(trainer)
+        self._measured.log(trainer)
         if self._makes_points:
             self._save_point_if_due(trainer, epochs=position.epochs_run(trainer))
         # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
         if not position.is_over(trainer):
-            self._curves.write()
+            self._measured.write_curves()
             self._save(trainer, self.files.last, saving.trim_last)
-
-    def _add_to_curves(self, trainer: L.Trainer) -> None:
-        self._curves.add(trainer.global_step, trainer.current_epoch, trainer._logger_connector.metrics["log"])
 
     # After the fit
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the metrics of the end."""
-        self._metrics = numbers(trainer.callback_metrics)
-        self._curves.write()
+        self._measured.end(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end, and draw the next ticket from it."""
         self._require_training(trainer)
-        self._steps = trainer.global_step
-        self._seconds = self._seconds_so_far()
+        self._measured.stop_clock(trainer)
         if self._trained:
             self._save(trainer, self.files.last, saving.trim_last)
         self._save(trainer, self.files.final, saving.trim_weights)
         if self.arm == TICKET and trainer.is_global_zero:
             if self.round == 0:
                 write_dense(self.plan, self.masks)
-            draw_next(self.plan, self.round, self.masks, trainer)
+            if self.plan.has_ticket(self.round + 1):
+                draw_next(self.plan, self.round, self.masks, trainer)
         trainer.strategy.barrier("lt_lightning.draw_next")
         self.fitted = True
 
@@ -304,15 +289,11 @@ class Ticket(Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take note of which weights are tested: those of the end, unless a checkpoint was loaded since."""
-        self._weights_from = trainer.ckpt_path or self._weights_from  # type: ignore[assignment]
+        self._measured.load_for_test(str(trainer.ckpt_path) if trainer.ckpt_path else None)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the tested metrics join the record, if the end or the early stop was tested."""
-        measured = numbers(trainer.callback_metrics)
-        if self._weights_from in (None, str(self.files.final)):
-            self._tests |= measured
-        elif self._weights_from == self.early_stop_path:
-            self._tests |= {early_stop_name(name): value for name, value in measured.items()}
+        self._measured.test(trainer, str(self.files.final), self.early_stop_path)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers and of the Trainer's callback list."""
@@ -335,26 +316,18 @@ class Ticket(Callback):
         return self.round == 0 and self.arm == TICKET
 
     def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
-        """Save the points that are due; `epochs` is the number of finished epochs at the end of one."""
-        directory, wanted = self.plan.directory, self.plan.rewind_step
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            wanted = replace(wanted, count=0)
-        due = (trainer.global_step if wanted.unit == "steps" else epochs) >= wanted.count
-        if trainer.global_step > 0 and (not due or directory.rewind_point.exists()):
+        """Save a point if one is due; `epochs` is the number of finished epochs at the end of one."""
+        path = points.due(trainer, self.plan, epochs)
+        if path is None:
             return
-        path = directory.point(trainer.global_step)
         if not path.exists():
-            self._save(trainer, path, partial(saving.trim_point, callbacks=self._kept_callbacks(trainer)))
+            kept = [self.state_key, *points.averaging_keys(trainer)]
+            self._save(trainer, path, partial(saving.trim_point, callbacks=kept))
             saving.require_readable(path)
-        if due and trainer.is_global_zero:
-            directory.link_rewind_point(path)
-        if due and not self.plan.dense:
-            trainer.should_stop = True
-
-    def _kept_callbacks(self, trainer: L.Trainer) -> list[str]:
-        averaging = (WeightAveraging, StochasticWeightAveraging)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        return [self.state_key, *(c.state_key for c in callbacks if isinstance(c, averaging))]
+        if points.reached(trainer, self.plan, epochs):
+            if trainer.is_global_zero:
+                self.plan.directory.link_rewind_point(path)
+            trainer.should_stop = trainer.should_stop or not self.plan.dense
 
     def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
         self._trim = trim
@@ -370,23 +343,13 @@ class Ticket(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, time and what was measured so far."""
-        return {
-            "random_states": gather(random_state()),
-            "seconds": self._seconds_so_far(),
-            "metrics": self._metrics,
-            "early_stop": self._early_stop.state_dict(),
-        }
+        return {"random_states": gather(random_state()), "measured": self._measured.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
         self._random_states = state["random_states"]
         if self._resuming:
-            self._seconds = state["seconds"]
-            self._metrics = dict(state["metrics"])
-            self._early_stop.load_state_dict(state["early_stop"])
-
-    def _seconds_so_far(self) -> float:
-        return self._seconds + (time.monotonic() - self._started if not self.fitted else 0.0)
+            self._measured.load_state_dict(state["measured"])
 
 
 class _EpochEnd(Checkpoint):
@@ -424,18 +387,3 @@ def _with_guard(model: L.LightningModule, ticket: Ticket) -> list[Callback]:
 def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
     """The mask on the parameter's device, in the type that multiplies fastest there: bool is slow on the CPU."""
     return mask.to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)
-
-
-def _check_rewind_step(trainer: L.Trainer, plan: Plan) -> None:
-    """Raise a ValueError if the fit is known to end at or before the rewind point."""
-    count, unit = plan.rewind_step.count, plan.rewind_step.unit
-    steps = trainer.estimated_stepping_batches
-    if count == 0 or trainer.fast_dev_run or steps == float("inf"):  # type: ignore[attr-defined]
-        return
-    in_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-    length = steps if unit == "steps" else steps / in_epoch
-    if count >= length and trainer.lightning_module.automatic_optimization:
-        raise ValueError(
-            f"rewind_step={plan.rewind_step} lies at or beyond the end of the fit, which has {length:g} {unit}: "
-            "choose a smaller rewind_step, or train longer (max_epochs, max_steps)."
-        )

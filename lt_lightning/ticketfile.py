@@ -53,7 +53,7 @@ class TicketFile:
         tensors = {f"mask/{name}": pack(mask) for name, mask in self.masks.items()}
         # A copy each, because tied weights share memory, which the format refuses.
         tensors |= {f"state/{name}": value.detach().cpu().contiguous().clone() for name, value in self.state.items()}
-        write_bytes(path, save(tensors, self._metadata()))
+        write_bytes(path, _sort_header(save(tensors, self._metadata())))
 
     def _metadata(self) -> dict[str, str]:
         return {
@@ -86,6 +86,16 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
         names = [key for key in file.keys() if key.startswith("state/")] if state else []  # noqa: SIM118
         weights = {name.removeprefix("state/"): file.get_tensor(name) for name in names}
     return TicketFile(masks, weights, int(metadata["round"]), metadata["arm"], metadata["start"], metadata["config"])
+
+
+def _sort_header(content: bytes) -> bytes:
+    """The same file with its metadata in order, which safetensors writes in a random one."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
+
+
+settings.register_profile("loaded", deadline=None)  # the machine may be busy
+settings.load_profile("loaded")
 
 
 @pytest.fixture(autouse=True)

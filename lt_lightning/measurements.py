@@ -1,0 +1,100 @@
+"""What one fit measured: its curves, its early stop, its end, the tests after it, and the time it took."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lt_lightning.early_stop import EarlyStop
+from lt_lightning.records import Curves, Record, early_stop_name, numbers
+
+
+class Measurements:
+    """The measurements of one fit, over all its restarts.
+
+    Args:
+        monitor: the validation metric that decides the early stop; None: off.
+        mode: "min" or "max".
+    """
+
+    def __init__(self, monitor: str | None, mode: str) -> None:
+        self._early_stop = EarlyStop(monitor, mode)
+        self._curves = Curves(None)
+        self._end: dict[str, float] = {}
+        self._tests: dict[str, float] = {}
+        self._tested: str | None = None
+        self._steps = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+
+    def start_clock(self) -> None:
+        """Count the seconds from now on."""
+        self._started = time.monotonic()
+
+    def start_curves(self, path: Path | None, step: int | None) -> None:
+        """Write curves to `path`, if this process writes; `step` is where an interrupted fit continues."""
+        self._curves = Curves(path, step)
+
+    def log(self, trainer: L.Trainer) -> None:
+        """Add what was just logged to the curves."""
+        self._curves.add(trainer.global_step, trainer.current_epoch, trainer._logger_connector.metrics["log"])
+
+    def write_curves(self) -> None:
+        """Bring the file up to date."""
+        self._curves.write()
+
+    def check_monitor(self, trainer: L.Trainer) -> None:
+        """Raise a ValueError unless validation logs the monitor."""
+        self._early_stop.require(trainer.callback_metrics)
+
+    def validate(self, trainer: L.Trainer) -> bool:
+        """Take note of a validation; whether it is the best so far."""
+        self.log(trainer)
+        return self._early_stop.improve(trainer.global_step, trainer.callback_metrics)
+
+    def end(self, trainer: L.Trainer) -> None:
+        """Take note of the metrics at the end of training."""
+        self._end = numbers(trainer.callback_metrics)
+        self._curves.write()
+
+    def stop_clock(self, trainer: L.Trainer) -> None:
+        """Take note of the fit's steps and seconds."""
+        self._steps = trainer.global_step
+        self._seconds, self._started = self._seconds_so_far(), None
+
+    def load_for_test(self, checkpoint: str | None) -> None:
+        """Take note of which weights are tested: those loaded now or earlier, else those of the end."""
+        self._tested = checkpoint or self._tested
+
+    def test(self, trainer: L.Trainer, end: str, early_stop: str | None) -> None:
+        """Let the tested metrics join the record, if the weights at the end or at the early stop were tested."""
+        measured = numbers(trainer.callback_metrics)
+        if self._tested in (None, end):
+            self._tests |= measured
+        elif self._tested == early_stop:
+            self._tests |= {early_stop_name(name): value for name, value in measured.items()}
+
+    def record(self) -> Record:
+        """Steps, seconds and metrics, those of the early stop last."""
+        metrics = self._end | {early_stop_name(name): value for name, value in self._early_stop.metrics.items()}
+        metrics |= self._tests
+        return {
+            "steps": self._steps,
+            "seconds": round(self._seconds, 3),
+            "early_stop_step": self._early_stop.step,
+            **dict(sorted(metrics.items(), key=lambda item: item[0].startswith("early_stop_"))),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"seconds": self._seconds_so_far(), "end": self._end, "early_stop": self._early_stop.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what a checkpoint kept."""
+        self._seconds, self._end = state["seconds"], dict(state["end"])
+        self._early_stop.load_state_dict(state["early_stop"])
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)

@@ -1,0 +1,142 @@
+"""Imports point down, and the core stands on its own."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lt_lightning
+
+ROOT = Path(lt_lightning.__file__).parent
+
+FLOORS = (
+    {"masks", "seeding", "processes"},
+    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
+    {"plan", "ticketfile", "records", "saving"},
+    {"early_stop", "points", "pruning"},
+    {"measurements"},
+    {"ticket"},
+    {"lottery"},
+    {"__init__"},
+)
+"""The core, from the ground up: a module imports from lower floors only."""
+
+SIDE = {"models": 1, "data": 1}
+"""Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
+
+TOP = ("naming", "progress", "analysis", "loggers", "conf")
+"""What is built on the core; each imports from what comes before it here."""
+
+FOREIGN = {"hydra", "omegaconf", "wandb", "matplotlib", "datasets", "rich", "tensorboard"}
+"""What the core does without."""
+
+WHERE = "tests/test_layers.py: give it a place in FLOORS, SIDE or TOP"
+
+
+def height():
+    """Module or package → its floor."""
+    core = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    return core | SIDE | {name: len(FLOORS) + n for n, name in enumerate(TOP)}
+
+
+def units(root=ROOT):
+    """Module or package → its files."""
+    found = {path.stem: [path] for path in root.glob("*.py")}
+    packages = [path for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    return found | {path.name: sorted(path.rglob("*.py")) for path in packages}
+
+
+def imported(text, package=()):
+    """The dotted names that a source text imports, wherever in it; `package` is what its dots are relative to."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def ours(name, known):
+    """The module or package of ours that a dotted name lies in; None if it is not ours."""
+    top, *rest = name.split(".")
+    if top != "lt_lightning":
+        return None
+    return rest[0] if rest and rest[0] in known else "__init__"
+
+
+def imports_of(unit):
+    for path in units()[unit]:
+        package = ("lt_lightning", *path.relative_to(ROOT).parts[:-1])
+        for name in imported(path.read_text(), package):
+            yield path.relative_to(ROOT).as_posix(), name
+
+
+def unplaced(found):
+    """A message if a module has no floor."""
+    missing = sorted(set(found) - set(height()))
+    return f"{', '.join(missing)} has no floor. {WHERE}." if missing else ""
+
+
+def test_every_module_has_a_floor():
+    assert unplaced(units()) == ""
+
+
+def test_no_floor_is_kept_for_a_module_that_is_gone():
+    assert sorted(set(height()) - set(units()) - {"conf"}) == []
+
+
+def test_a_new_module_is_told_where_to_add_its_floor():
+    assert unplaced([*height(), "sparse"]) == (
+        "sparse has no floor. tests/test_layers.py: give it a place in FLOORS, SIDE or TOP."
+    )
+
+
+@pytest.mark.parametrize("unit", [unit for unit in units() if unit in height()])
+def test_imports_point_down(unit):
+    floors = height()
+    wrong = [
+        f"lt_lightning/{file} imports {name}, which is on floor {floors[target]}; itself it is on {floors[unit]}"
+        for file, name in imports_of(unit)
+        if (target := ours(name, floors)) not in (None, unit) and floors[target] >= floors[unit]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("unit", sorted(set().union(*FLOORS)))
+def test_the_core_imports_nothing_built_on_it_and_nothing_that_it_can_do_without(unit):
+    names = [name for _, name in imports_of(unit)]
+    assert [name for name in names if ours(name, height()) in {*SIDE, *TOP}] == []
+    assert [name for name in names if name.split(".")[0] in FOREIGN] == []
+
+
+def test_imports_are_found_wherever_they_are_written():
+    text = (
+        "import a.b\nfrom c import d, e\ndef f():\n  from lt_lightning import ticket\n"
+        "  from .x import y\n  from .. import z"
+    )
+    found = list(imported(text, ("lt_lightning", "models")))
+    assert found == ["a.b", "c.d", "c.e", "lt_lightning.ticket", "lt_lightning.models.x.y", "lt_lightning.z"]
+    assert [ours(name, height()) for name in found[3:]] == ["ticket", "models", "__init__"]
+    assert [ours(name, height()) for name in ("lt_lightning", "lt_lightning.lottery.Model", "torch.nn")] == [
+        "__init__", "lottery", None,
+    ]  # fmt: skip
+
+
+def test_importing_the_package_loads_nothing_that_lightning_has_not_loaded():
+    program = (
+        "import sys, lightning.pytorch, lightning.fabric\n"
+        "before = set(sys.modules)\n"
+        "import lt_lightning\n"
+        f"print(sorted({{name.split('.')[0] for name in set(sys.modules) - before}} & {FOREIGN!r}))\n"
+        "print(sorted({'hydra', 'wandb', 'datasets'} & set(sys.modules)))\n"
+        "print(sorted(name[13:] for name in sys.modules if name.startswith('lt_lightning.')))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    foreign, never, loaded = done.stdout.splitlines()
+    assert (foreign, never) == ("[]", "[]")
+    assert loaded == str(sorted(set().union(*FLOORS) - {"__init__"}))

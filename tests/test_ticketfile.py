@@ -1,0 +1,164 @@
+"""The ticket file: what it holds, byte by byte, and that anything which reads safetensors reads it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from lt_lightning import ticketfile
+from lt_lightning.ticketfile import TicketFile, pack, read, tensors_of, unpack
+
+shapes = st.lists(st.integers(0, 7), max_size=4).map(tuple)
+
+
+@st.composite
+def some_masks(draw):
+    """Masks of any shape, scalars and empty ones among them, of one weight or more in all."""
+    found = {"first": torch.tensor(draw(st.lists(st.booleans(), min_size=1, max_size=20)))}
+    for n, shape in enumerate(draw(st.lists(shapes, max_size=3))):
+        bits = draw(st.lists(st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+        found[f"layer.{n}.weight"] = torch.tensor(bits, dtype=torch.bool).reshape(shape)
+    return found
+
+
+def same(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+@given(
+    masks=some_masks(),
+    round=st.integers(0, 99),
+    arm=st.sampled_from(["ticket", "reinit", "größer"]),
+    start=st.sampled_from(["point", "file", "fresh"]),
+)
+@settings(deadline=None, max_examples=50)
+def test_what_is_written_is_read_back(tmp_path_factory, masks, round, arm, start):
+    path = tmp_path_factory.mktemp("ticket") / "ticket.safetensors"
+    state = {"w": torch.randn(3, 2), "batches": torch.tensor(5), "half": torch.ones(2, dtype=torch.bfloat16)}
+    TicketFile(masks, state, round, arm, start, "0123abcd").write(path)
+    found = read(path, state=True)
+    same(found.masks, masks)
+    assert {name: value.dtype for name, value in found.state.items()} == {n: v.dtype for n, v in state.items()}
+    assert all(torch.equal(found.state[name], state[name]) for name in state)
+    assert (found.round, found.arm, found.start, found.config) == (round, arm, start, "0123abcd")
+
+
+@given(bits=st.lists(st.booleans(), min_size=1, max_size=70))
+def test_masks_are_packed_as_numpy_packs_them_an_eighth_of_a_byte_per_weight(bits):
+    packed = pack(torch.tensor(bits))
+    assert packed.dtype == torch.uint8
+    assert packed.numpy().tobytes() == np.packbits(np.array(bits)).tobytes()
+    assert packed.numel() == -(-len(bits) // 8)
+    by_hand = [sum(128 >> n for n, bit in enumerate(bits[at : at + 8]) if bit) for at in range(0, len(bits), 8)]
+    assert packed.tolist() == by_hand
+
+
+def test_masks_are_packed_in_row_major_order_whatever_their_memory_looks_like():
+    mask = torch.tensor([[True, False, False, False, False], [True, True, False, False, True]])
+    assert pack(mask).tolist() == [0b10000110, 0b01000000]
+    turned = mask.t()
+    assert pack(turned).tolist() == pack(turned.contiguous()).tolist() == [0b11010000, 0b01000000]
+    assert torch.equal(unpack(pack(turned), [5, 2]), turned)
+
+
+def test_a_scalar_mask_is_one_bit():
+    assert pack(torch.tensor(True)).tolist() == [128]
+    assert unpack(torch.tensor([128], dtype=torch.uint8), []).tolist() is True
+
+
+MASKS = {
+    "hidden.weight": torch.tensor([[True, False, True], [False, False, True], [True, True, True]]),
+    "output.weight": torch.tensor([False, True, True, False]),
+}
+
+
+def test_the_metadata_are_strings_that_say_what_the_ticket_is(tmp_path):
+    TicketFile(MASKS, {}, 3, "reinit", "fresh", "00ff").write(tmp_path / "t")
+    with safe_open(tmp_path / "t", framework="np") as file:
+        assert file.metadata() == {
+            "format": "lt_lightning 1",
+            "round": "3",
+            "arm": "reinit",
+            "density": "0.6153846153846154",
+            "start": "fresh",
+            "config": "00ff",
+            "shapes": '{"hidden.weight": [3, 3], "output.weight": [4]}',
+        }
+
+
+def test_safetensors_and_numpy_are_enough_to_read_a_ticket(tmp_path):
+    TicketFile(MASKS, {"hidden.weight": torch.arange(9.0).view(3, 3)}, 1).write(tmp_path / "t")
+    arrays = load_file(tmp_path / "t")
+    assert sorted(arrays) == ["mask/hidden.weight", "mask/output.weight", "state/hidden.weight"]
+    with safe_open(tmp_path / "t", framework="np") as file:
+        shapes = json.loads(file.metadata()["shapes"])
+    for name, shape in shapes.items():
+        bits = np.unpackbits(arrays[f"mask/{name}"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+        assert bits.tolist() == MASKS[name].tolist()
+    assert arrays["state/hidden.weight"].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_the_same_ticket_gives_the_same_bytes(tmp_path):
+    for n in range(8):
+        TicketFile(MASKS, {"w": torch.ones(2)}, 1).write(tmp_path / str(n))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_tied_weights_and_views_are_written_each_with_its_own_values(tmp_path):
+    weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+    TicketFile(MASKS, {"encoder": weight, "decoder": weight, "turned": weight.t()}).write(tmp_path / "t")
+    state = read(tmp_path / "t", state=True).state
+    assert state["encoder"].tolist() == state["decoder"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert state["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_without_being_asked_for_the_weights_are_not_loaded(tmp_path, monkeypatch):
+    TicketFile(MASKS, {"w": torch.ones(2)}).write(tmp_path / "t")
+    loaded = []
+
+    class Listening:
+        def __init__(self, *args, **kwargs):
+            self.file = safe_open(*args, **kwargs)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *args):
+            return self.file.__exit__(*args)
+
+        def get_tensor(self, name):
+            loaded.append(name)
+            return self.file.get_tensor(name)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(ticketfile, "safe_open", Listening)
+    assert read(tmp_path / "t").state == {}
+    assert sorted(loaded) == ["mask/hidden.weight", "mask/output.weight"]
+    assert list(read(tmp_path / "t", state=True).state) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "seen"),
+    [(None, "None"), ({"format": "pt"}, "'pt'"), ({"format": "lt_lightning 2"}, "'lt_lightning 2'")],
+)
+def test_a_file_of_another_format_is_refused_with_what_it_says(tmp_path, metadata, seen):
+    save_file({"w": np.ones(2)}, tmp_path / "t", metadata)
+    with pytest.raises(ValueError, match="is not a ticket") as error:
+        read(tmp_path / "t")
+    assert str(error.value) == f"{tmp_path / 't'} is not a ticket of format 'lt_lightning 1'; it says {seen}."
+
+
+def test_extra_state_that_is_no_tensor_has_no_place_in_a_ticket():
+    weight = torch.ones(2)
+    assert tensors_of({"w": weight, "_extra_state": {"a": 1}, "none": None}) == {"w": weight}
