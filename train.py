@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
             trainer = instantiate(cfg.trainer)(
                 default_root_dir=ticket.directory,
                 logger=loggers.start(ticket),
-                callbacks=[ticket, progress.bar(ticket)],
+                callbacks=[ticket, progress.bar(ticket), *map(instantiate, cfg.callbacks.values())],
             )
             trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
             trainer.test(ticket.model, data, verbose=False)

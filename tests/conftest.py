@@ -1,10 +1,14 @@
+import io
 import logging
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -22,3 +26,34 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Small data sets in the layout of the hub's copies: MNIST's and CIFAR-10's columns and shapes."""
+    import datasets
+
+    root = tmp_path_factory.mktemp("images")
+    for name, column, shape in (("mnist", "image", (28, 28)), ("cifar10", "img", (32, 32, 3))):
+        for split, count in (("train", 400), ("test", 40)):
+            draws = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+            encoded = [{"bytes": png(pixels), "path": None} for pixels in draws]
+            features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+            rows = {column: encoded, "label": [n % 10 for n in range(count)]}
+            (root / name).mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, features).to_parquet(root / name / f"{split}.parquet")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_images():
+    """The folder with the real MNIST and CIFAR-10."""
+    if "LT_TEST_DATA" not in os.environ:
+        pytest.skip("LT_TEST_DATA does not name a folder with mnist/ and cifar10/")
+    return Path(os.environ["LT_TEST_DATA"])
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

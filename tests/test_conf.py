@@ -1,57 +1,18 @@
 """Every configuration composes and instantiates, and every experiment runs a trial."""
 
-import io
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from app import CONF, composed, run
 from hydra.utils import instantiate
-from omegaconf import OmegaConf, open_dict
-from PIL import Image
 
-from lt_lightning import naming
 from lt_lightning.models import Classifier
 
-ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
     (path.parent.relative_to(CONF).as_posix(), path.stem)
     for path in sorted(CONF.rglob("*.yaml"))
     if path.parent not in (CONF, CONF / "experiment")
 ]
-
-
-def composed(*overrides):
-    naming.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides), return_hydra_config=True)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Small data sets in the layout of the hub's copies: MNIST's and CIFAR-10's columns and shapes."""
-    datasets = pytest.importorskip("datasets")
-    root = tmp_path_factory.mktemp("images")
-    for name, column, shape in (("mnist", "image", (28, 28)), ("cifar10", "img", (32, 32, 3))):
-        for split, count in (("train", 400), ("test", 40)):
-            draws = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
-            encoded = [{"bytes": png(pixels), "path": None} for pixels in draws]
-            features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-            rows = {column: encoded, "label": [n % 10 for n in range(count)]}
-            (root / name).mkdir(exist_ok=True)
-            datasets.Dataset.from_dict(rows, features).to_parquet(root / name / f"{split}.parquet")
-    return root
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -122,19 +83,6 @@ def test_the_convolutions_of_resnet20_are_pruned_and_nothing_else():
     weights = find_prunable(instantiate(cfg.model), cfg.prune.prunable)
     assert sum(weight.numel() for weight in weights.values()) == 270_896 - 2_560 - 640
     assert all(weight.dim() == 4 for weight in weights.values())
-
-
-def run(tmp_path, *overrides):
-    """What `python train.py` does, in this process."""
-    sys.path.insert(0, str(ROOT))
-    from train import main
-
-    cfg = composed("logger=csv", *overrides, f"hydra.runtime.output_dir={tmp_path}")
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_readonly(cfg, False)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    main(cfg)
 
 
 @pytest.mark.parametrize("experiment", [*EXPERIMENTS, None])
