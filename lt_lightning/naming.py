@@ -16,15 +16,15 @@ _LONGEST = 120
 
 
 def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
-    """`runs/<experiment>/<overrides>/seed=<seed>`.
+    """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
     Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
-    'runs/default/prune=iterative,model=conv2/seed=3'
+    'default/prune=iterative,model=conv2/seed=3'
     """
     told = [f"prune={prune}", *(text for text in overrides if _tells(text))]
-    return f"runs/{_short(_clean(name))}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+    return f"{_short(_clean(name))}/{_short(','.join(map(_clean, told)))}/seed={seed}"
 
 
 def register() -> None:

@@ -61,6 +61,9 @@ class Ticket(Callback):
         # Lightning asks the model for callbacks before a fit: the last chance to notice that the ticket is missing.
         model.configure_callbacks = partial(_with_guard, model, self)  # type: ignore[method-assign]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ticket":
+        return self  # weight averaging copies the model, which refers to us
+
     @property
     def files(self) -> ArmDirectory:
         """The files of this fit."""

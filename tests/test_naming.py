@@ -12,13 +12,13 @@ from lt_lightning.naming import register, run_directory
 
 def told(*overrides, prune="iterative"):
     """What the middle folder says."""
-    root, name, middle, seed = run_directory("default", prune, overrides, 0).split("/")
-    assert (root, name, seed) == ("runs", "default", "seed=0")
+    name, middle, seed = run_directory("default", prune, overrides, 0).split("/")
+    assert (name, seed) == ("default", "seed=0")
     return middle
 
 
 def test_experiment_overrides_and_seed_are_three_folders():
-    assert run_directory("lenet", "one_shot", ["model=conv2"], 3) == "runs/lenet/prune=one_shot,model=conv2/seed=3"
+    assert run_directory("lenet", "one_shot", ["model=conv2"], 3) == "lenet/prune=one_shot,model=conv2/seed=3"
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_odd_characters_are_replaced():
     assert told("prune/criterion=movement") == "prune=iterative,prune_criterion=movement"
     assert told("model.path=/a b/c:d", "x='q'") == "prune=iterative,model.path=_a_b_c_d,x=_q_"
     assert told("model.widths=[3,4]", "model.lr=1e-3") == "prune=iterative,model.widths=[3,4],model.lr=1e-3"
-    assert run_directory("my lab/net", "one_shot", [], 0) == "runs/my_lab_net/prune=one_shot/seed=0"
+    assert run_directory("my lab/net", "one_shot", [], 0) == "my_lab_net/prune=one_shot/seed=0"
 
 
-safe = re.compile(r"runs/[\w.=,+~\[\]-]{1,120}/[\w.=,+~\[\]-]{1,120}/seed=\d+")
+safe = re.compile(r"[\w.=,+~\[\]-]{1,120}/[\w.=,+~\[\]-]{1,120}/seed=\d+")
 
 
 @given(st.text(min_size=1), st.text(min_size=1), st.lists(st.text()), st.integers(0, 10**6))
@@ -101,6 +101,6 @@ def test_hydras_own_list_of_overrides_gives_the_same_name_as_a_plain_one():
         {"name": "lab", "seed": 1, "task": given, "directory": "${run_directory:${name},iterative,${task},${seed}}"}
     )
     assert tree.directory == run_directory("lab", "iterative", given, 1)
-    assert tree.directory == "runs/lab/prune=iterative,model=conv2,model.widths=[1,2]/seed=1"
+    assert tree.directory == "lab/prune=iterative,model=conv2,model.widths=[1,2]/seed=1"
     tree.seed = 2  # as in a sweep
     assert tree.directory.endswith("/seed=2")
