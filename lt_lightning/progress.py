@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
+from lt_lightning.processes import is_writer
 from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Progress:
     ) -> None:
         self.run = RunDirectory(directory)
         self._total = total
-        self._console = console or Console(quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
+        self._console = console or Console(quiet=not is_writer())
         self._bars = rich.Progress(
             rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(bar_width=None),

@@ -16,10 +16,11 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_lightning import loggers
 from lt_lightning.loggers import Nothing, TensorBoard, Wandb
+from lt_lightning.loggers.wandb import has_key
 
 FITS = [(0, "ticket"), (1, "ticket"), (1, "reinit")]
 
@@ -220,7 +221,7 @@ def test_wandb_failure_to_finish_is_a_warning(run: Path, monkeypatch: pytest.Mon
 
 
 def test_wandb_opens_nothing_on_other_ranks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
     with Wandb(run, mode="offline") as log:
         ticket = make_ticket(run, 0, "ticket")
         logger = log.start(ticket)
@@ -252,7 +253,7 @@ def test_wandb_without_a_key_stays_offline_and_never_prompts_on_a_terminal(run: 
         stdout=theirs,
         stderr=theirs,
         timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(loggers.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     os.close(theirs)
     printed = os.read(ours, 1 << 16).decode()
@@ -264,12 +265,12 @@ def test_wandb_without_a_key_stays_offline_and_never_prompts_on_a_terminal(run: 
 
 @pytest.mark.parametrize("place", ["environment", "netrc"])
 def test_wandb_finds_a_key_where_wandb_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    assert not loggers.has_key(wandb.setup().settings)
+    assert not has_key(wandb.setup().settings)
     if place == "environment":
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     else:
         (tmp_path / "home" / ".netrc").write_text(f"machine api.wandb.ai login user password {'a' * 40}\n")
-    assert loggers.has_key(wandb.setup().settings)
+    assert has_key(wandb.setup().settings)
 
 
 def test_wandb_environment_chooses_the_mode(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -179,7 +180,7 @@ def test_time_left_is_at_the_pace_of_this_start() -> None:
 def test_other_ranks_print_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
     with Progress(tmp_path, 1) as shown:
         assert isinstance(shown.bar(make_ticket(0)), ProgressBar)
         shown.row(make_ticket(0))

@@ -1,9 +1,4 @@
-"""Log each round to W&B or TensorBoard, beside the CSV files that are always written.
-
-A new logger per round, because `trainer/global_step` starts again in each, and one run called `summary` whose
-x-axis is the round. These curves are a copy of the run directory's CSV files, so where a logger fails, a warning
-says so and the training goes on.
-"""
+"""W&B: one run per round in a group, and a summary run; offline where going online would need a prompt or hang."""
 
 import netrc
 import os
@@ -12,15 +7,17 @@ import shutil
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
+from lt_lightning.loggers.base import measured, points
+from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 from lt_lightning.rundir import RunDirectory, write_text
 
@@ -32,103 +29,6 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 10.0
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
-ABOUT = ("round", "arm", "seed", "density")
-
-
-class RoundLoggers(Protocol):
-    """What `train.py` asks of a logger; used as a context manager around all rounds of a run."""
-
-    def start(self, ticket: "Ticket") -> Logger | Literal[False]:
-        """Return a new logger for this round's Trainer, or False; None would mean Lightning's default logger."""
-
-    def finish(self, ticket: "Ticket") -> None:
-        """Close the round's logger and add `ticket.record` to the summary."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
-
-
-class Nothing:
-    """Log nothing beyond the CSV files of the run directory.
-
-    >>> with Nothing("runs/mine") as loggers:
-    ...     loggers.start(None)
-    False
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
-        pass
-
-    def start(self, ticket: "Ticket") -> Literal[False]:
-        """Give the Trainer no logger."""
-        return False
-
-    def finish(self, ticket: "Ticket") -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        pass
-
-
-class TensorBoard:
-    """Write event files to ``<directory>/tensorboard``: one run per round and one called ``summary``.
-
-    ``tensorboard --logdir <directory>`` shows them.
-
-    Raises:
-        ModuleNotFoundError: the tensorboard package is missing.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                "logger=tensorboard needs the tensorboard package: pip install lt-lightning[tensorboard]"
-            ) from error
-        self.run = RunDirectory(directory)
-        self.folder = self.run.path / "tensorboard"
-        self.config = dict(config or {})
-        self._writer = SummaryWriter
-        self._round: TensorBoardLogger | None = None
-
-    def start(self, ticket: "Ticket") -> TensorBoardLogger:
-        """Return a logger that writes to ``tensorboard/<ticket.name>``."""
-        self._round = TensorBoardLogger(self.folder, name=ticket.name, version="", default_hp_metric=False)
-        return self._round
-
-    def finish(self, ticket: "Ticket") -> None:
-        """Close the round's event file and add its record to the summary."""
-        if self._round is not None:
-            self._round.finalize("success")
-            self._round = None
-        if leads():
-            self._add(ticket.record)
-
-    def __enter__(self) -> Self:
-        if leads():
-            # The summary starts over from the records, so a restarted run shows every round once.
-            shutil.rmtree(self.folder / "summary", ignore_errors=True)
-            self._summary = self._writer(str(self.folder / "summary"))
-            for record in self.run.finished():
-                self._add(record)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._round is not None:
-            self._round.finalize("aborted")
-        if leads():
-            self._summary.close()
-
-    def _add(self, record: Record) -> None:
-        for name, value in points(record).items():
-            if name != "round":
-                self._summary.add_scalar(name, value, record["round"])
-        self._summary.flush()
 
 
 class Wandb:
@@ -174,7 +74,7 @@ class Wandb:
 
     def start(self, ticket: "Ticket") -> Logger | Literal[False]:
         """Open the round's run and return a logger for it; False if W&B cannot even write offline."""
-        if not leads():
+        if not is_writer():
             # Opens no run; Lightning asks every rank for its loggers.
             return WandbLogger(save_dir=ticket.directory)
         try:
@@ -188,7 +88,7 @@ class Wandb:
 
     def finish(self, ticket: "Ticket") -> None:
         """Put the record into the round's run, close that run, and add a point to the summary."""
-        if not leads():
+        if not is_writer():
             return
         record = dict(ticket.record)
         self._records.append(record)
@@ -201,7 +101,7 @@ class Wandb:
         self._close_round(0)
 
     def __enter__(self) -> Self:
-        if leads():
+        if is_writer():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._mode = self._choose_mode()
             self._records = self.run.finished()
@@ -373,28 +273,3 @@ def answers(url: str) -> bool:
         # W&B has certificates of its own, so this is for W&B to say.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
-
-
-def leads() -> bool:
-    """Tell whether this is the one process that logs."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
-
-
-def measured(record: Record) -> Record:
-    """Leave out what was not measured.
-
-    >>> measured({"val/acc": 0.5, "test/acc": None})
-    {'val/acc': 0.5}
-    """
-    return {name: value for name, value in record.items() if value is not None}
-
-
-def points(record: Record) -> dict[str, float]:
-    """Name a round's numbers as the summary shows them.
-
-    >>> points({"round": 3, "arm": "reinit", "seed": 0, "density": 0.5, "val/acc": 0.9, "test/acc": None})
-    {'round': 3, 'density': 0.5, 'reinit/val/acc': 0.9}
-    """
-    shared = {name: record[name] for name in ("round", "density")}
-    own = {f"{record['arm']}/{name}": value for name, value in measured(record).items() if name not in ABOUT}
-    return shared | own

@@ -1,0 +1,73 @@
+"""What the loggers have in common: the calls of `train.py`, and how a round's record is shown."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from lightning.pytorch.loggers import Logger
+
+from lt_lightning.records import Record
+
+if TYPE_CHECKING:
+    from lt_lightning.ticket import Ticket
+
+ABOUT = ("round", "arm", "seed", "density")
+
+
+class RoundLoggers(Protocol):
+    """What `train.py` asks of a logger; used as a context manager around all rounds of a run."""
+
+    def start(self, ticket: "Ticket") -> Logger | Literal[False]:
+        """Return a new logger for this round's Trainer, or False; None would mean Lightning's default logger."""
+
+    def finish(self, ticket: "Ticket") -> None:
+        """Close the round's logger and add `ticket.record` to the summary."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
+
+
+class Nothing:
+    """Log nothing beyond the CSV files of the run directory.
+
+    >>> with Nothing("runs/mine") as loggers:
+    ...     loggers.start(None)
+    False
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def start(self, ticket: "Ticket") -> Literal[False]:
+        """Give the Trainer no logger."""
+        return False
+
+    def finish(self, ticket: "Ticket") -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        pass
+
+
+def measured(record: Record) -> Record:
+    """Leave out what was not measured.
+
+    >>> measured({"val/acc": 0.5, "test/acc": None})
+    {'val/acc': 0.5}
+    """
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def points(record: Record) -> dict[str, float]:
+    """Name a round's numbers as the summary shows them.
+
+    >>> points({"round": 3, "arm": "reinit", "seed": 0, "density": 0.5, "val/acc": 0.9, "test/acc": None})
+    {'round': 3, 'density': 0.5, 'reinit/val/acc': 0.9}
+    """
+    shared = {name: record[name] for name in ("round", "density")}
+    own = {f"{record['arm']}/{name}": value for name, value in measured(record).items() if name not in ABOUT}
+    return shared | own
