@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     """Train the dense network, then every round's ticket and controls; what is done already is skipped."""
     directory = HydraConfig.get().runtime.output_dir
     config = OmegaConf.to_container(cfg, resolve=True)
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
     data = instantiate(cfg.data)
     make_model = partial(instantiate, cfg.model)
     tickets = instantiate(cfg.prune)(make_model, directory=directory, seed=cfg.seed, config=config)

@@ -34,6 +34,7 @@ NEUTRAL = (
     "trainer.profiler*",
     "logger*",
     "launcher*",
+    "threads",
     "lottery.rounds",
     "lottery.controls*",
     "prune.rounds",
