@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import nn
 
 from lt_lightning import ticketfile
 from lt_lightning.controls import Control, Ingredients, named, reinit
@@ -15,14 +16,14 @@ from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import is_writer, wait
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
-from lt_lightning.rundir import TICKET, Checkpoint, RunDirectory, claim, model_state, write_text
+from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, claim, model_state, write_text
 from lt_lightning.schedules import Schedule, geometric
 from lt_lightning.scopes import Scope, globally
-from lt_lightning.seeding import derive, seeded
-from lt_lightning.ticket import Ticket
+from lt_lightning.seeding import derive, seed_all, seeded
+from lt_lightning.ticket import Ticket, unwrap_compiled
 
-Model = L.LightningModule | Callable[[], L.LightningModule]
-"""A function that makes a fresh module, or a module."""
+Model = nn.Module | Callable[[], nn.Module]
+"""A function that makes a fresh LightningModule, or a LightningModule; `torch.compile` may be around it."""
 
 
 def lottery(
@@ -94,8 +95,8 @@ def lottery(
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
-        controls=tuple(named(c) if isinstance(c, str) else c for c in controls),
-        prunable=linear_and_convolution if prunable is None else prunable,
+        controls=tuple(named(c) if isinstance(c, str) else c for c in _listed(controls)),
+        prunable=linear_and_convolution if prunable is None else _listed(prunable),
         monitor=monitor,
         mode=mode,
         seed=seed,
@@ -109,11 +110,17 @@ def lottery(
     return _fits(plan, model)
 
 
+def _listed(value: Any) -> Any:
+    """A text alone stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
             if plan.directory.arm(round, arm).done.exists():
+                _remove_last(plan.directory.arm(round, arm), plan)
                 continue
             ticket = _prepare(plan, model, round, control)
             yield ticket
@@ -133,6 +140,7 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     module = _make(model, ingredients)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
+    seed_all(derive(plan.seed, "body"))  # what the loop's body draws, such as a split of the data, is alike in all fits
     resume = [path for path in (files.last, _step_zero(plan, round)) if path and path.exists()]
     return Ticket(plan, arm, ingredients, module, resume=resume[0] if resume else None)
 
@@ -151,7 +159,7 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
     if not files.ticket.exists():
         raise FileNotFoundError(
             f"{files.ticket} is missing, so round {round} cannot start: when round {round - 1} ended, the schedule had "
-            f"no density for it. Remove {plan.directory.arm(round - 1).path} to train that round again."
+            f"no density for it. Remove {plan.directory.arm(round - 1).done} to train that round again."
         )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
@@ -160,23 +168,27 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
     return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed)
 
 
-def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: L.LightningModule) -> None:
+def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Module) -> None:
     """A control has a ticket file too: its masks, and the weights that it starts from."""
     round = ingredients.round
     start = "fresh" if ingredients.start is None else ticketfile.read(plan.directory.arm(round).ticket).start
     if ingredients.start is None:
-        state = ticketfile.tensors_of(module.state_dict())
+        state = ticketfile.tensors_of(unwrap_compiled(module).state_dict())
     else:
         state = ticketfile.tensors_of(model_state(Checkpoint(Path(ingredients.start))))
     file = ticketfile.TicketFile(ingredients.masks, state, round, arm, start, plan.fingerprint)
     file.write(plan.directory.arm(round, arm).ticket)
 
 
-def _make(model: Model, ingredients: Ingredients) -> L.LightningModule:
-    if isinstance(model, L.LightningModule):
-        return model
-    with seeded(ingredients.init_seed):
-        return model()
+def _make(model: Model, ingredients: Ingredients) -> nn.Module:
+    if isinstance(model, nn.Module):
+        made = model
+    else:
+        with seeded(ingredients.init_seed):
+            made = model()
+    if not isinstance(unwrap_compiled(made), L.LightningModule):
+        raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
+    return made
 
 
 def _finish(ticket: Ticket) -> None:
@@ -186,12 +198,17 @@ def _finish(ticket: Ticket) -> None:
             f"{ticket.name} was not trained: the loop body must make a Trainer with callbacks=[ticket] and call "
             "trainer.fit(ticket.model, ..., ckpt_path=ticket.ckpt_path)."
         )
+    ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
         write_text(ticket.files.done, json.dumps(ticket.record, indent=1) + "\n")
-        if not ticket.plan.keep_last:
-            ticket.files.last.unlink(missing_ok=True)
+        _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
     wait()
+
+
+def _remove_last(files: ArmDirectory, plan: Plan) -> None:
+    if is_writer() and not plan.keep_last:
+        files.last.unlink(missing_ok=True)
 
 
 def _write_records(plan: Plan) -> None:
@@ -200,7 +217,7 @@ def _write_records(plan: Plan) -> None:
 
 
 def _check_model(model: Model, plan: Plan) -> None:
-    if isinstance(model, L.LightningModule):
+    if isinstance(model, nn.Module):
         functions: list[Callable[..., Any]] = [plan.rewind, *plan.controls]
         redrawing = [f for f in functions if unwrap(f) in (reinit, redraw)]
         if redrawing:

@@ -22,9 +22,9 @@ class Measurements:
     def __init__(self, monitor: str | None, mode: str) -> None:
         self._early_stop = EarlyStop(monitor, mode)
         self._curves = Curves(None)
-        self._end: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
         self._tests: dict[str, float] = {}
-        self._tested: str | None = None
+        self._weights: str | None = None
         self._steps = 0
         self._seconds = 0.0
         self._started: float | None = None
@@ -38,7 +38,7 @@ class Measurements:
         self._curves = Curves(path, step)
 
     def log(self, trainer: L.Trainer) -> None:
-        """Add what was just logged to the curves."""
+        """Add what was just logged to the curves; Lightning's public `logged_metrics` holds earlier values too."""
         self._curves.add(trainer.global_step, trainer.current_epoch, trainer._logger_connector.metrics["log"])
 
     def write_curves(self) -> None:
@@ -51,12 +51,17 @@ class Measurements:
 
     def validate(self, trainer: L.Trainer) -> bool:
         """Take note of a validation; whether it is the best so far."""
+        self.end_epoch(trainer)
+        return self._early_stop.improve(trainer.global_step, self._logged)
+
+    def end_epoch(self, trainer: L.Trainer) -> None:
+        """Take note of the metrics so far; after a restart Lightning knows those since the restart alone."""
         self.log(trainer)
-        return self._early_stop.improve(trainer.global_step, trainer.callback_metrics)
+        self._logged |= numbers(trainer.callback_metrics)
 
     def end(self, trainer: L.Trainer) -> None:
         """Take note of the metrics at the end of training."""
-        self._end = numbers(trainer.callback_metrics)
+        self._logged |= numbers(trainer.callback_metrics)
         self._curves.write()
 
     def stop_clock(self, trainer: L.Trainer) -> None:
@@ -64,21 +69,21 @@ class Measurements:
         self._steps = trainer.global_step
         self._seconds, self._started = self._seconds_so_far(), None
 
-    def load_for_test(self, checkpoint: str | None) -> None:
-        """Take note of which weights are tested: those loaded now or earlier, else those of the end."""
-        self._tested = checkpoint or self._tested
+    def load_weights(self, trainer: L.Trainer) -> None:
+        """Take note of the checkpoint that the model's weights come from; None: they are those of the end."""
+        self._weights = str(trainer.ckpt_path) if trainer.ckpt_path else self._weights
 
     def test(self, trainer: L.Trainer, end: str, early_stop: str | None) -> None:
         """Let the tested metrics join the record, if the weights at the end or at the early stop were tested."""
         measured = numbers(trainer.callback_metrics)
-        if self._tested in (None, end):
+        if self._weights in (None, end):
             self._tests |= measured
-        elif self._tested == early_stop:
+        elif self._weights == early_stop:
             self._tests |= {early_stop_name(name): value for name, value in measured.items()}
 
     def record(self) -> Record:
         """Steps, seconds and metrics, those of the early stop last."""
-        metrics = self._end | {early_stop_name(name): value for name, value in self._early_stop.metrics.items()}
+        metrics = self._logged | {early_stop_name(name): value for name, value in self._early_stop.metrics.items()}
         metrics |= self._tests
         return {
             "steps": self._steps,
@@ -89,11 +94,11 @@ class Measurements:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"seconds": self._seconds_so_far(), "end": self._end, "early_stop": self._early_stop.state_dict()}
+        return {"seconds": self._seconds_so_far(), "logged": self._logged, "early_stop": self._early_stop.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint kept."""
-        self._seconds, self._end = state["seconds"], dict(state["end"])
+        self._seconds, self._logged = state["seconds"], dict(state["logged"])
         self._early_stop.load_state_dict(state["early_stop"])
 
     def _seconds_so_far(self) -> float:

@@ -23,7 +23,7 @@ def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) ->
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
     """
-    told = [f"prune={prune}", *(text for text in overrides if _tells(text))]
+    told = [f"prune={prune}", *sorted(text for text in overrides if _tells(text))]
     return f"{_short(_clean(name))}/{_short(','.join(map(_clean, told)))}/seed={seed}"
 
 

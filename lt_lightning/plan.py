@@ -14,6 +14,13 @@ from lt_lightning.rundir import NEXT, TICKET, RunDirectory, fingerprint
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
 
+_EXAMPLES = {
+    "schedule": "pass one such as geometric(0.2).",
+    "criterion": "pass one such as lt_lightning.magnitude.",
+    "scope": "pass one such as lt_lightning.globally.",
+    "rewind": "pass one such as lt_lightning.to_point.",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,6 +57,13 @@ class Plan:
             raise ValueError(
                 f"rounds={self.rounds!r} must be a whole number, 0 or more: 10 is dense and ten pruned rounds."
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ValueError(f"seed={self.seed!r} must be a whole number.")
+        if self.directory.path.exists() and not self.directory.path.is_dir():
+            raise ValueError(f"directory={str(self.directory.path)!r} is a file; a run needs a directory.")
+        for name in ("schedule", "criterion", "scope", "rewind"):
+            if not callable(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not a function: {_EXAMPLES[name]}")
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
         names = [control_name(control) for control in self.controls]

@@ -12,7 +12,8 @@ def check(trainer: L.Trainer, plan: Plan) -> None:
     """Raise a ValueError if the fit is known to end at or before the rewind point."""
     count, unit = plan.rewind_step.count, plan.rewind_step.unit
     steps = trainer.estimated_stepping_batches
-    countable = trainer.lightning_module.automatic_optimization and steps != float("inf")
+    known = 0 <= steps < float("inf") and trainer.num_training_batches < float("inf")
+    countable = trainer.lightning_module.automatic_optimization and known
     if count == 0 or not countable or _is_trial(trainer):
         return
     steps_per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)

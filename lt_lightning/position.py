@@ -14,7 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from torch.utils.data import DistributedSampler
 
 from lt_lightning.seeding import RandomState, derive, seed_all, set_random_state
 
@@ -66,18 +68,18 @@ def validation_follows(trainer: L.Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
-def repeats_epoch_end(trainer: L.Trainer) -> bool:
-    """Whether this `on_train_epoch_end` is one that had been called before the fit was restarted; then it is undone.
+def finish_epoch(trainer: L.Trainer) -> None:
+    """Let a fit that restarts at the end of an epoch begin the next one. Call first in `on_train_start`.
 
-    When `max_steps` is set, a fit that restarts at the end of an epoch ends that epoch a second time and counts it
-    twice, which would put the order of the data one epoch ahead.
+    Lightning does so itself, but not when `max_steps` is set: then it ends the epoch a second time, after a batch that
+    does not exist where no validation stood at its end.
     """
     loop: Any = trainer.fit_loop
-    if not loop.restarted_on_epoch_end:
-        return False
-    loop.epoch_progress.current.processed -= 1
-    loop.epoch_progress.total.processed -= 1
-    return True
+    if loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+        for each in (loop, loop.epoch_loop):
+            each.reset_restart_stage()
+            each._restarting = False
 
 
 def epochs_run(trainer: L.Trainer) -> int:
@@ -95,7 +97,19 @@ def is_over(trainer: L.Trainer) -> bool:
 
 
 def _seed_epoch(trainer: L.Trainer, seed: int) -> None:
-    seed_all(derive(seed, "epoch", epochs_run(trainer), trainer.global_rank))
+    """Seed what this process draws, and the loaders' own generators and samplers, which all processes share."""
+    epoch = epochs_run(trainer)
+    loop: Any = trainer.fit_loop
+    for index, loader in enumerate(loop._combined_loader.flattened):
+        sampler = getattr(loader, "sampler", None)
+        batched = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        for part in (loader, sampler, batched):
+            own = getattr(part, "generator", None)
+            if isinstance(own, torch.Generator):
+                own.manual_seed(derive(seed, "loader", index, epoch))
+            if isinstance(part, DistributedSampler):
+                part.seed = derive(seed, "sampler", index) % 2**31
+    seed_all(derive(seed, "epoch", epoch, trainer.global_rank))
 
 
 def _renew_iterator(trainer: L.Trainer) -> None:

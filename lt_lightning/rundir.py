@@ -59,14 +59,22 @@ class RunDirectory:
         return self.path.name == SCRATCH
 
     def scratch(self, *, create: bool) -> "RunDirectory":
-        """An empty directory within this one for trial rounds (`fast_dev_run`), with this one's points in it."""
+        """A new directory within this one for trial rounds (`fast_dev_run`), with links to where rounds start."""
         trial = RunDirectory(self.path / SCRATCH)
         if create:
             shutil.rmtree(trial.path, ignore_errors=True)
             trial.path.mkdir(parents=True)
-            for name in ("points", "rewind.ckpt"):
-                if (self.path / name).exists():
-                    (trial.path / name).symlink_to((self.path / name).resolve())
+            patterns = (
+                "points",
+                "rewind.ckpt",
+                "round-*/ticket.safetensors",
+                "round-*/start.ckpt",
+                f"round-*/{NEXT}/*",
+            )
+            for path in (path for pattern in patterns for path in self.path.glob(pattern)):
+                link = trial.path / path.relative_to(self.path)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
         return trial
 
     @property
@@ -212,13 +220,17 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
     if path.exists():
         stored = yaml.safe_load(path.read_text("utf-8")) or {}
         differences = compare(stored, config)
-        if differences:
+        if differences and _has_results(path.parent):
             raise ValueError(
                 f"{path.parent} holds results of another configuration:\n"
                 + "\n".join(f"  {line}" for line in differences)
                 + "\nChoose another directory, or remove this one if its results are not needed."
             )
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _has_results(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in ("points/*", "round-*/*"))
 
 
 def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

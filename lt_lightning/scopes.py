@@ -86,14 +86,16 @@ def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Mask
     Parameters that no pattern matches keep the masks they have.
 
     Raises:
-        ValueError: if scores and masks differ in names or shapes, a score is NaN, or a pattern matches nothing.
+        ValueError: if scores and masks differ in names or shapes, a score is NaN, a pattern matches nothing, or the
+            scope returns what no scope may: other names or shapes, a pruned weight that is back, nothing at all.
     """
     _check_scores(scores, masks)
-    if not isinstance(density, Mapping):
-        return scope(scores, masks, density)
+    groups = group_by_pattern(density, masks) if isinstance(density, Mapping) else {"": list(masks)}
     chosen = dict(masks)
-    for pattern, names in group_by_pattern(density, masks).items():
-        chosen |= scope(scores, {name: masks[name] for name in names}, density[pattern])
+    for pattern, names in groups.items():
+        wanted = density[pattern] if isinstance(density, Mapping) else density
+        chosen |= scope(scores, {name: masks[name] for name in names}, wanted)
+    _check_chosen(chosen, masks)
     return chosen
 
 
@@ -101,7 +103,7 @@ def group_by_pattern(density: Mapping[str, float], masks: Masks) -> dict[str, li
     """Pattern → the names it owns: each name goes to the first pattern that matches it.
 
     Raises:
-        ValueError: if a pattern matches no name.
+        ValueError: if a pattern matches no name, or none that an earlier one has not taken.
     """
     groups: dict[str, list[str]] = {pattern: [] for pattern in density}
     for pattern in density:
@@ -110,7 +112,13 @@ def group_by_pattern(density: Mapping[str, float], masks: Masks) -> dict[str, li
         owner = next((pattern for pattern in density if matches(name, [pattern])), None)
         if owner is not None:
             groups[owner].append(name)
-    return {pattern: names for pattern, names in groups.items() if names}
+    for pattern, names in groups.items():
+        if not names:
+            raise ValueError(
+                f"the pattern {pattern!r} owns nothing, because an earlier one of {list(density)} takes all that it "
+                "matches: put it first."
+            )
+    return groups
 
 
 def expected_density(density: Density, masks: Masks) -> float:
@@ -122,6 +130,17 @@ def expected_density(density: Density, masks: Masks) -> float:
     left = kept({name: mask for name, mask in masks.items() if name not in grouped})
     parts = (density[p] * total({name: masks[name] for name in names}) for p, names in groups.items())
     return (left + sum(parts)) / total(masks)
+
+
+def _check_chosen(chosen: Masks, masks: Masks) -> None:
+    shapes = {name: (tuple(mask.shape), mask.dtype) for name, mask in masks.items()}
+    if {name: (tuple(mask.shape), mask.dtype) for name, mask in chosen.items()} != shapes:
+        raise ValueError("a scope must return a bool mask for every mask that it was given, of the same shape.")
+    back = [name for name in masks if bool((chosen[name] & ~masks[name]).any())]
+    if back:
+        raise ValueError(f"a scope must choose among the weights still kept; pruned ones are back in {back}.")
+    if kept(chosen) == 0:
+        raise ValueError(f"nothing would be kept of {total(masks)} weights: ask for a higher density or fewer rounds.")
 
 
 def _check_scores(scores: Scores, masks: Masks) -> None:

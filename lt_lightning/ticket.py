@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_lightning import points, position, saving
+from lt_lightning import guard, points, position, saving
 from lt_lightning.controls import Ingredients
 from lt_lightning.masks import Masks, all_kept, check_fit, density, find_prunable, kept, plain_name, total
 from lt_lightning.measurements import Measurements
@@ -32,17 +32,16 @@ class Ticket(Callback):
     after every optimizer step. At the end it selects the next round's masks and writes them down.
 
     Attributes:
-        model: the LightningModule to fit.
+        model: the LightningModule to fit, compiled if it was given so.
         round: how many times the ticket was pruned; 0 is dense.
         arm: "ticket", or the control's name.
         ckpt_path: the checkpoint to fit from; None: the model as it is.
         fitted: whether its fit has ended.
     """
 
-    def __init__(
-        self, plan: Plan, arm: str, ingredients: Ingredients, model: L.LightningModule, resume: Path | None
-    ) -> None:
+    def __init__(self, plan: Plan, arm: str, ingredients: Ingredients, model: nn.Module, resume: Path | None) -> None:
         self.model = model
+        self._module = unwrap_compiled(model)
         self.round = ingredients.round
         self.arm = arm
         self.plan = plan
@@ -58,8 +57,7 @@ class Ticket(Callback):
         self._random_state: Any = None
         self._hold_learning_rate = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
-        # Lightning asks the model for callbacks before a fit: the last chance to notice that the ticket is missing.
-        model.configure_callbacks = partial(_with_guard, model, self)  # type: ignore[method-assign]
+        guard.put_on(self._module, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ticket":
         return self  # weight averaging copies the model, which refers to us
@@ -83,7 +81,7 @@ class Ticket(Callback):
     def masks(self) -> Masks:
         """Parameter name → bool tensor on the CPU; True is kept."""
         if not self._masks:
-            self._masks = all_kept(find_prunable(self.model, self.plan.prunable))
+            self._masks = all_kept(find_prunable(self._module, self.plan.prunable))
         return self._masks
 
     @property
@@ -113,7 +111,7 @@ class Ticket(Callback):
                 f"this Trainer has been used for a round already, and used twice it would train 0 steps ({self.name}). "
                 "Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
             )
-        if pl_module is not self.model:
+        if pl_module is not self._module:
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
@@ -150,6 +148,7 @@ class Ticket(Callback):
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
         self._check_start(trainer)
         self._trained = True
+        position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
         self._mask_everything(trainer)
@@ -247,9 +246,7 @@ class Ticket(Callback):
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: save where an interrupted fit continues."""
-        if position.repeats_epoch_end(trainer):
-            return
-        self._measured.log(trainer)
+        self._measured.end_epoch(trainer)
         if self._makes_points:
             self._save_point_if_due(trainer, epochs=position.epochs_run(trainer))
         # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
@@ -291,8 +288,17 @@ class Ticket(Callback):
             )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take note of which weights are tested: those of the end, unless a checkpoint was loaded since."""
-        self._measured.load_for_test(str(trainer.ckpt_path) if trainer.ckpt_path else None)
+        """Take note of which weights the model holds: those of the end, unless a checkpoint is loaded."""
+        self._measured.load_weights(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As `on_test_start`, if this is a validation of its own."""
+        if trainer.state.fn != "fit":
+            self._measured.load_weights(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As `on_test_start`."""
+        self._measured.load_weights(trainer)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the tested metrics join the record, if the end or the early stop was tested."""
@@ -311,6 +317,10 @@ class Ticket(Callback):
             handle.remove()
         self._handles.clear()
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _EpochEnd)]  # type: ignore[attr-defined]
+
+    def release_model(self) -> None:
+        """Let the model be fitted by any Trainer, now that its round is done."""
+        guard.take_off(self._module)
 
     # State
 
@@ -368,23 +378,9 @@ class _EpochEnd(Checkpoint):
         self._ticket.on_train_epoch_ended(trainer)
 
 
-class _Guard(Callback):
-    """Refuses a fit of a ticket's model by a Trainer without the ticket."""
-
-    def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self._ticket not in trainer.callbacks:  # type: ignore[attr-defined]
-            raise RuntimeError(
-                f"this Trainer does not have the ticket of {self._ticket.name} among its callbacks, so nothing would "
-                "be pruned. Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
-            )
-
-
-def _with_guard(model: L.LightningModule, ticket: Ticket) -> list[Callback]:
-    configured = type(model).configure_callbacks(model)
-    return [*([configured] if isinstance(configured, Callback) else configured), _Guard(ticket)]
+def unwrap_compiled(model: nn.Module) -> L.LightningModule:
+    """The module within `torch.compile`, or the module itself."""
+    return cast(L.LightningModule, getattr(model, "_orig_mod", model))
 
 
 def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -16,7 +16,7 @@ FLOORS = (
     {"masks", "seeding", "processes"},
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning"},
+    {"early_stop", "points", "pruning", "guard"},
     {"measurements"},
     {"ticket"},
     {"lottery"},

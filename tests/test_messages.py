@@ -291,7 +291,7 @@ def test_new_weights_for_a_module_instance(tmp_path, arguments):
 
 
 def test_a_directory_of_another_configuration(tmp_path):
-    next(lottery(Watched, rounds=1, directory=tmp_path, config={"model": {"width": 12}}))
+    play(tmp_path, rounds=0, config={"model": {"width": 12}})
     refused(
         lambda: lottery(Watched, rounds=2, directory=tmp_path, config={"model": {"width": 13}}, seed=1),
         ValueError,

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny import Tiny
 
 from lt_lightning import geometric, globally, lottery, magnitude, one_shot, random_mask, reinit
@@ -183,3 +184,40 @@ def test_any_number_in_a_configuration_equals_itself_when_the_run_goes_on(tmp_pa
 
 def test_zero_rounds_are_the_dense_one(tmp_path):
     assert next(lottery(Tiny, rounds=0, directory=tmp_path)).name == "round-00"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": "abc"}, "seed='abc' must be a whole number"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"schedule": 0.2}, r"schedule=0.2 is not a function: pass one such as geometric\(0.2\)"),
+        (
+            {"criterion": "magnitude"},
+            "criterion='magnitude' is not a function: pass one such as lt_light",
+        ),
+        ({"scope": "globally"}, "scope='globally' is not a function"),
+        ({"rewind": 0}, "rewind=0 is not a function"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_at_the_call(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lottery(Tiny, **({"rounds": 1, "directory": tmp_path / "run"} | arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ValueError, match="run' is a file; a run needs a directory"):
+        lottery(Tiny, rounds=1, directory=tmp_path / "run")
+
+
+def test_a_text_alone_stands_for_a_list_of_one(tmp_path):
+    lottery(Tiny, rounds=1, directory=tmp_path, controls="reinit", prunable="hidden*")
+    plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["lottery"]
+    assert (plan["controls"], plan["prunable"]) == (["reinit"], ["hidden*"])
+
+
+def test_a_function_that_makes_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be a LightningModule, got Linear: wrap it in one"):
+        next(lottery(lambda: torch.nn.Linear(2, 2), rounds=1, directory=tmp_path))

@@ -367,8 +367,17 @@ def test_a_directory_is_claimed_by_the_first_configuration(tmp_path):
     assert yaml.safe_load(path.read_text()) == grown
 
 
+def test_another_configuration_takes_over_while_nothing_was_computed(tmp_path):
+    claim(tmp_path / "config.yaml", CONFIG)
+    other = altered("trainer.max_steps", 5)
+    claim(tmp_path / "config.yaml", other)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
+
+
 def test_another_configuration_is_refused_with_all_that_differs_and_the_stored_one_stays(tmp_path):
     claim(tmp_path / "config.yaml", CONFIG)
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points" / "step-0.ckpt").touch()
     other = altered("trainer.max_steps", 5) | {"seed": 3, "logger": "csv"}
     with pytest.raises(ValueError, match="another configuration") as error:
         claim(tmp_path / "config.yaml", other)

@@ -138,3 +138,28 @@ def test_missing_and_misshapen_scores_are_refused():
     masks = {"a": torch.ones(2).bool(), "b": torch.ones(2).bool()}
     with pytest.raises(ValueError, match=r"missing or misshapen: \['a', 'b'\]"):
         select({"b": torch.zeros(3)}, masks, 0.5, globally)
+
+
+def test_a_pattern_that_an_earlier_one_leaves_nothing_is_refused():
+    masks = {"hidden": torch.ones(2).bool(), "output": torch.ones(2).bool()}
+    with pytest.raises(ValueError, match=r"'\*output\*' owns nothing, because an earlier one of .* put it first"):
+        group_by_pattern({"*": 0.8, "*output*": 0.9}, masks)
+
+
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        (lambda s, m, d: {name: torch.ones_like(mask) for name, mask in m.items()}, r"pruned ones are back in \['w'\]"),
+        (lambda s, m, d: {name: mask[:2] for name, mask in m.items()}, "of the same shape"),
+        (lambda s, m, d: {name: mask.float() for name, mask in m.items()}, "must return a bool mask"),
+        (
+            lambda s, m, d: {name: torch.zeros_like(mask) for name, mask in m.items()},
+            "nothing would be kept of 4",
+        ),
+    ],
+    ids=["back", "shape", "type", "nothing"],
+)
+def test_what_no_scope_may_return_is_refused(scope, message):
+    masks = {"w": torch.tensor([True, True, True, False])}
+    with pytest.raises(ValueError, match=message):
+        select({"w": torch.zeros(4)}, masks, 0.5, scope)

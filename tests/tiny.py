@@ -29,8 +29,10 @@ class Tiny(L.LightningModule):
     def training_step(self, batch, index):
         x, y = batch
         self.seen.append((self.current_epoch, index, round(float(x.sum()), 4)))
-        loss = nn.functional.cross_entropy(self(x), y)
+        logits = self(x)
+        loss = nn.functional.cross_entropy(logits, y)
         self.log("train/loss", loss)
+        self.log("train/acc", (logits.argmax(1) == y).float().mean(), on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch, index):
