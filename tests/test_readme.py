@@ -1,0 +1,47 @@
+"""What README.md says runs."""
+
+import re
+from pathlib import Path
+
+import lightning as L
+from tiny import Tiny, loaders
+
+from lt_lightning.records import read_records
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return loaders()[0]
+
+    def val_dataloader(self):
+        return loaders()[1]
+
+    test_dataloader = val_dataloader
+
+
+def test_the_four_lines_with_their_two_more_run_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    four, two_more, _ = BLOCKS
+    exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, {"L": L, "make_model": Tiny, "datamodule": Data()})
+    rows = read_records(Path("runs/mine/records.csv"))
+    assert [row["round"] for row in rows] == list(range(11))
+    assert all(row["test/acc"] is not None and row["early_stop_test_acc"] is not None for row in rows)
+
+
+def test_the_criterion_of_ones_own_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec("from lt_lightning import lottery\n" + BLOCKS[2], {"make_model": Tiny})
+    assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()
+
+
+def test_the_choices_of_the_table_are_the_configurations():
+    for group in ("prune", "prune/criterion", "prune/scope", "prune/schedule", "prune/rewind", "model", "data"):
+        row = re.search(rf"^\| `{group}` \| (.*) \|$", TEXT, re.MULTILINE)[1]
+        files = {path.stem for path in (Path(__file__).parents[1] / "conf" / group).glob("*.yaml")}
+        assert files <= set(re.findall(r"`([\w]+)`", row)), group
+    experiments = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
+    row = re.search(r"^\| `experiment` \| (.*) \|$", TEXT, re.MULTILINE)[1]
+    assert experiments == set(re.findall(r"`(\w+)`", row))
