@@ -83,9 +83,12 @@ class Progress:
             self._print(f"{line(record)}  done before", style="dim")
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         # Also after Ctrl-C: the bars hide the cursor and redirect the standard streams.
-        self._stack.__exit__(*error)
+        self._stack.__exit__(kind, *error)
+        # Lightning turns a KeyboardInterrupt within a fit into SystemExit.
+        if kind in (KeyboardInterrupt, SystemExit):
+            self._print("\ninterrupted; the same command goes on from here")
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
