@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch import nn
 
-from lt_lightning import ticketfile
+from lt_lightning import lock, ticketfile
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.masks import Prunable, linear_and_convolution
@@ -76,7 +77,7 @@ def lottery(
 
     Raises:
         ValueError: for arguments that cannot work, or a directory of another configuration.
-        RuntimeError: if the body of the loop did not fit the ticket.
+        RuntimeError: if the body of the loop did not fit the ticket, or another process is at work in the directory.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2: iterative magnitude pruning with resetting.
 
@@ -116,6 +117,11 @@ def _listed(value: Any) -> Any:
 
 
 def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
+    with lock.hold(plan.directory.lock) if is_writer() else nullcontext():
+        yield from _each(plan, model)
+
+
+def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET

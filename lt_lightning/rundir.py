@@ -92,6 +92,11 @@ class RunDirectory:
         """One row per finished (round, arm)."""
         return self.path / "records.csv"
 
+    @property
+    def lock(self) -> Path:
+        """There while a process is at work."""
+        return self.path / "lock"
+
     def point(self, step: int) -> Path:
         """The round-0 checkpoint after `step` optimizer steps."""
         return self.path / "points" / f"step-{step}.ckpt"

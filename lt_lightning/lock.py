@@ -1,0 +1,66 @@
+"""One run directory, one writing process.
+
+The lock is the kernel's (`flock`), so it ends with the process that holds it, however that ends; the file only says
+who it is. On file systems without such locks there is none, and a warning says so.
+"""
+
+import fcntl
+import os
+import socket
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_held: dict[Path, int] = {}
+"""Lock file → its open descriptor."""
+
+_holds: Counter[Path] = Counter()
+"""Lock file → how often this process holds it: a loop left by an exception may live on in its traceback."""
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold the lock of a run directory while a block runs.
+
+    Args:
+        path: the lock file; it exists while the lock is held.
+
+    Raises:
+        RuntimeError: if another process holds it; host and process are named.
+    """
+    path = path.resolve()
+    if path not in _held:
+        _held[path] = _acquire(path)
+    _holds[path] += 1
+    try:
+        yield
+    finally:
+        _holds[path] -= 1
+        if not _holds[path]:
+            path.unlink(missing_ok=True)
+            os.close(_held.pop(path))
+
+
+def _acquire(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode() or "another process"
+        os.close(descriptor)
+        raise RuntimeError(
+            f"{path.parent} is in use by {holder}: two runs in one directory would overwrite each other. "
+            "Wait for it to end, or choose another directory."
+        ) from None
+    except OSError as error:
+        warnings.warn(f"{path.parent} cannot be locked ({error}): start no second run in it.", stacklevel=2)
+        return descriptor
+    if not path.exists() or os.fstat(descriptor).st_ino != path.stat().st_ino:
+        os.close(descriptor)  # its holder removed it between our opening and locking it
+        return _acquire(path)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return descriptor
