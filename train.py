@@ -1,5 +1,6 @@
 """Find winning tickets: `python train.py prune=iterative`. `python train.py --help` tells the rest."""
 
+import sys
 import warnings
 from functools import partial
 
@@ -46,4 +47,8 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here")
+        sys.exit(130)

@@ -8,6 +8,7 @@ from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw,
 from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
 from lt_lightning.scopes import Scope, globally, layerwise
 from lt_lightning.ticket import Ticket
+from lt_lightning.ticketfile import TicketFile, load_ticket
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "Scores",
     "State",
     "Ticket",
+    "TicketFile",
     "Weights",
     "density",
     "explicit",
@@ -32,6 +34,7 @@ __all__ = [
     "globally",
     "keep_weights",
     "layerwise",
+    "load_ticket",
     "lottery",
     "magnitude",
     "magnitude_increase",

@@ -33,7 +33,8 @@ class EarlyStop:
         if self.monitor is not None and self.monitor not in logged:
             raise ValueError(
                 f"validation did not log the monitor {self.monitor!r}; it logged {sorted(logged)}. "
-                "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop."
+                "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop; "
+                "prune.monitor=... on the command line."
             )
 
     def improve(self, step: int, logged: Mapping[str, Any]) -> bool:

@@ -28,6 +28,10 @@ class Guard(Callback):
                 "be pruned. Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
             )
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the Trainer; the model brings a guard to its next call, which Lightning would announce as a clash."""
+        trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+
 
 def put_on(model: L.LightningModule, ticket: Any) -> None:
     """Let the model bring a guard to every Trainer, beside its own callbacks."""

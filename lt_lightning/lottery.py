@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lt_lightning import lock, ticketfile
@@ -67,7 +68,8 @@ def lottery(
             None: weights of linear, convolution and attention layers.
         monitor: the validation metric that decides the early stop; None: no early stop.
         mode: "min" or "max": which `monitor` is the best.
-        seed: of everything random here: initial weights, the epochs' randomness, criteria and controls that draw.
+        seed: of everything random: initial weights, criteria and controls that draw, and the global generators, which
+            are seeded before every fit and every epoch.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
         keep_last: keep each fit's `last.ckpt` once it is done.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
@@ -127,6 +129,7 @@ def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
             arm = control_name(control) if control else TICKET
             if plan.directory.arm(round, arm).done.exists():
                 _remove_last(plan.directory.arm(round, arm), plan)
+                rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
             ticket = _prepare(plan, model, round, control)
             yield ticket
@@ -209,6 +212,8 @@ def _finish(ticket: Ticket) -> None:
         write_text(ticket.files.done, json.dumps(ticket.record, indent=1) + "\n")
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
+    told = f"{ticket.name}: density {ticket.density:.4g}, {ticket.record['steps']} steps"
+    rank_zero_info(f"{told}; {ticket.plan.directory.records}")
     wait()
 
 

@@ -86,9 +86,8 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         # Also after Ctrl-C: the bars hide the cursor and redirect the standard streams.
         self._stack.__exit__(kind, *error)
-        # Lightning turns a KeyboardInterrupt within a fit into SystemExit.
-        if kind in (KeyboardInterrupt, SystemExit):
-            self._print("\ninterrupted; the same command goes on from here")
+        if kind is SystemExit:  # what Lightning makes of a KeyboardInterrupt within a fit
+            raise KeyboardInterrupt
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

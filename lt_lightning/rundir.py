@@ -21,7 +21,11 @@ TICKET = "ticket"
 NEXT = "next"
 SCRATCH = "fast_dev_run"
 
+GROWING = ("lottery.rounds", "lottery.controls*", "prune.rounds", "prune.controls*")
+"""Configuration keys that may grow: what was computed stays, and what is missing is added."""
+
 NEUTRAL = (
+    *GROWING,
     "data.path",
     "*num_workers",
     "trainer.accelerator",
@@ -35,10 +39,6 @@ NEUTRAL = (
     "logger*",
     "launcher*",
     "threads",
-    "lottery.rounds",
-    "lottery.controls*",
-    "prune.rounds",
-    "prune.controls*",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 
@@ -222,20 +222,28 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if results with another configuration lie here; the difference is shown.
     """
-    if path.exists():
+    if path.exists() and _has_results(path.parent):
         stored = yaml.safe_load(path.read_text("utf-8")) or {}
         differences = compare(stored, config)
-        if differences and _has_results(path.parent):
+        if differences:
             raise ValueError(
                 f"{path.parent} holds results of another configuration:\n"
                 + "\n".join(f"  {line}" for line in differences)
                 + "\nChoose another directory, or remove this one if its results are not needed."
             )
+        if not _has_grown(stored, config):
+            return  # it says with what the results were computed, such as where the data lay then
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
+def _has_grown(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    there, now = flatten(stored), flatten(given)
+    keys = [key for key in there | now if any(fnmatchcase(key, pattern) for pattern in GROWING)]
+    return any(_canonical(there.get(key, ...)) != _canonical(now.get(key, ...)) for key in keys)
+
+
 def _has_results(directory: Path) -> bool:
-    return any(any(directory.glob(pattern)) for pattern in ("points/*", "round-*/*"))
+    return any(any(directory.glob(pattern)) for pattern in ("points/*", "round-*/*.ckpt", "round-*/done"))
 
 
 def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

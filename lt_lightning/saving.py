@@ -17,7 +17,7 @@ def save(trainer: L.Trainer, path: Path) -> None:
     staged = partial_path(path)
     if trainer.is_global_zero:
         path.parent.mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(staged)
+    trainer.save_checkpoint(staged, weights_only=False)
     if trainer.is_global_zero:
         commit(staged, path)
     trainer.strategy.barrier("lt_lightning.save")

@@ -59,6 +59,9 @@ class Ticket(Callback):
         self._trim: Callable[[dict[str, Any]], None] | None = None
         guard.put_on(self._module, self)
 
+    def __repr__(self) -> str:
+        return f"Ticket({self.name}, density={self.density:.4g})"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ticket":
         return self  # weight averaging copies the model, which refers to us
 

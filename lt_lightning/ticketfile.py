@@ -67,6 +67,16 @@ class TicketFile:
         }
 
 
+def load_ticket(path: str | Path) -> TicketFile:
+    """Read a `ticket.safetensors` with its masks and its weights at the start.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a ticket of a version that this release reads.
+    """
+    return read(Path(path), state=True)
+
+
 def read(path: Path, *, state: bool = False) -> TicketFile:
     """Read a ticket file.
 

@@ -74,5 +74,6 @@ def test_a_monitor_that_was_not_logged_is_refused_with_what_was(ask):
         ask(EarlyStop("val/acc"), {"val/loss": 1.0, "train/loss": 2.0})
     assert str(error.value) == (
         "validation did not log the monitor 'val/acc'; it logged ['train/loss', 'val/loss']. "
-        "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop."
+        "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop; "
+        "prune.monitor=... on the command line."
     )

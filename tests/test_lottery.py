@@ -544,6 +544,22 @@ def test_a_trainer_needs_nothing_but_the_ticket(tmp_path):
     assert [row["early_stop_step"] for row in rows] == [None, None]
 
 
+def test_lightning_announces_nothing_alarming(tmp_path, caplog):
+    import logging
+
+    with caplog.at_level(logging.INFO):
+        play(tmp_path, rounds=1)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "override existing callbacks" not in said
+    assert "weights_only" not in said
+    assert f"round-01: density 0.803, 15 steps; {tmp_path / 'records.csv'}" in said
+
+
+def test_a_ticket_says_what_it_is(tmp_path):
+    ticket = next(lottery(Tiny, rounds=1, directory=tmp_path))
+    assert repr(ticket) == "Ticket(round-00, density=1)"
+
+
 def test_a_compiled_model_may_be_given(tmp_path):
     class Silent(Tiny):  # torch 2.13 cannot compile Lightning's self.log
         def training_step(self, batch, index):

@@ -262,7 +262,8 @@ def test_a_monitor_that_validation_does_not_log(tmp_path):
         lambda: play(tmp_path, model=Watched, monitor="val/acc"),
         ValueError,
         "validation did not log the monitor 'val/acc'; it logged ['val/loss'].",
-        "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop.",
+        "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop; "
+        "prune.monitor=... on the command line.",
     )
 
 

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import lightning as L
+import pytest
+from app import composed
 from tiny import Tiny, loaders
 
+from lt_lightning.analysis.report import draw
 from lt_lightning.records import read_records
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
@@ -22,19 +25,23 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def test_the_four_lines_with_their_two_more_run_as_written(tmp_path, monkeypatch):
+def test_the_code_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    four, two_more, _ = BLOCKS
-    exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, {"L": L, "make_model": Tiny, "datamodule": Data()})
+    names = {"L": L, "make_model": Tiny, "MyModule": Tiny, "datamodule": Data(), "cfg": composed()}
+    four, two_more, application, use, extend = BLOCKS
+    exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, names)
     rows = read_records(Path("runs/mine/records.csv"))
     assert [row["round"] for row in rows] == list(range(11))
     assert all(row["test/acc"] is not None and row["early_stop_test_acc"] is not None for row in rows)
-
-
-def test_the_criterion_of_ones_own_is_accepted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec("from lt_lightning import lottery\n" + BLOCKS[2], {"make_model": Tiny})
+    exec(use, names)
+    assert set(names["ticket"].masks) == {"hidden.weight", "output.weight"}
+    for name, mask in names["ticket"].masks.items():
+        assert not names["model"].get_parameter(name)[~mask].any()
+    assert draw("runs/mine").exists()
+    exec(extend, names)
     assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()
+    with pytest.raises(RuntimeError, match="round-00 was not trained"):  # its body is left out
+        exec("from hydra.utils import instantiate\n" + application, names)
 
 
 def test_the_choices_of_the_table_are_the_configurations():

@@ -367,6 +367,17 @@ def test_a_directory_is_claimed_by_the_first_configuration(tmp_path):
     assert yaml.safe_load(path.read_text()) == grown
 
 
+def test_what_was_computed_keeps_its_configuration_where_nothing_that_counts_differs(tmp_path):
+    path = tmp_path / "config.yaml"
+    claim(path, CONFIG)
+    (tmp_path / "round-00").mkdir()
+    (tmp_path / "round-00" / "done").touch()
+    claim(path, CONFIG | {"logger": "csv", "threads": 3})
+    assert yaml.safe_load(path.read_text()) == CONFIG
+    claim(path, altered("lottery.rounds", 12))
+    assert yaml.safe_load(path.read_text()) == altered("lottery.rounds", 12)
+
+
 def test_another_configuration_takes_over_while_nothing_was_computed(tmp_path):
     claim(tmp_path / "config.yaml", CONFIG)
     other = altered("trainer.max_steps", 5)

@@ -89,7 +89,8 @@ def metric(rows: Sequence[Record]) -> str | None:
         and not column.startswith("early_stop_")
         and any(math.isfinite(_number(row[column])) for row in rows)
     ]
-    accuracies = [column for column in measured if column.endswith("acc")]
+    accuracies = [column for column in measured if column.endswith(("acc", "accuracy"))]
+    accuracies.sort(key=lambda column: not column.startswith("test"))
     losses = sorted((c for c in measured if c.endswith("loss")), key=lambda column: column != "val/loss")
     ranked = [*(column for column in PREFERRED if column in measured), *accuracies, *losses, *measured]
     return ranked[0] if ranked else None
