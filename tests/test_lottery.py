@@ -15,6 +15,8 @@ from lt_lightning.records import read_records
 from lt_lightning.rundir import Checkpoint
 from lt_lightning.ticketfile import read
 
+slow = pytest.mark.slow
+
 
 def final(directory, name):
     return Checkpoint(directory / name / "final.ckpt")["state_dict"]
@@ -37,7 +39,10 @@ def records_without_time(directory):
 # Rewinding: under masks that keep everything, a rewound round repeats the rest of round 0 bit for bit.
 
 
-@pytest.mark.parametrize("rewind_step", [0, 3, STEPS_PER_EPOCH, 7, "2 epochs", "11 steps"])
+@pytest.mark.parametrize(
+    "rewind_step",
+    [0, 3, STEPS_PER_EPOCH, pytest.param(7, marks=slow), "2 epochs", pytest.param("11 steps", marks=slow)],
+)
 @pytest.mark.parametrize(
     "options",
     [
@@ -425,9 +430,9 @@ class StopAt(L.Callback):
     ("rewind_step", "options"),
     [
         (0, {"val_check_interval": 2}),
-        (7, {"val_check_interval": 2}),
+        pytest.param(7, {"val_check_interval": 2}, marks=slow),
         ("1 epoch", {"val_check_interval": 2, "max_steps": 13, "max_epochs": -1}),
-        (3, {"check_val_every_n_epoch": 2}),
+        pytest.param(3, {"check_val_every_n_epoch": 2}, marks=slow),
     ],
     ids=["epochs", "late", "steps", "validate-rarely"],
 )
