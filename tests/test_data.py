@@ -381,6 +381,7 @@ def fit_on_rank(rank: int, folder: Path, port: int) -> None:
     torch.save((module.seen, module.validated), folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_batches_of_one(tmp_path):
     import socket
 

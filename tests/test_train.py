@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from app import ROOT
 
 from lt_lightning.records import read_records
@@ -23,6 +24,7 @@ def start(folder):
     return subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_how_to_go_on_and_goes_on(tmp_path):
     process = start(tmp_path)
     said = []
