@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lt_lightning import lock, ticketfile
+from lt_lightning.atomic import write_text
+from lt_lightning.configuration import claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.masks import Prunable, linear_and_convolution
@@ -18,7 +20,7 @@ from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import is_writer, wait
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
-from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, claim, model_state, write_text
+from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.schedules import Schedule, geometric
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded

@@ -6,11 +6,12 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
+from lt_lightning.configuration import fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
 from lt_lightning.masks import Density, Masks, Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
-from lt_lightning.rundir import NEXT, TICKET, RunDirectory, fingerprint
+from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
 

@@ -8,10 +8,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from lt_lightning.atomic import staged
 from lt_lightning.criteria import Evidence
 from lt_lightning.masks import Masks, find_prunable, plain_name
 from lt_lightning.plan import Plan
-from lt_lightning.rundir import ArmDirectory, Checkpoint, commit, model_state, partial_path
+from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
 from lt_lightning.seeding import derive, seed_all
 from lt_lightning.ticketfile import TicketFile, tensors_of
@@ -48,9 +49,8 @@ def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[s
     if start is None:
         return "fresh", {}
     if start is not point:
-        staged = partial_path(target.start)
-        torch.save(dict(start), staged)
-        commit(staged, target.start)
+        with staged(target.start) as file:
+            torch.save(dict(start), file)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 

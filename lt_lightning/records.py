@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_lightning.rundir import write_text
+from lt_lightning.atomic import write_text
 
 COLUMNS = ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")
 """The columns that every record has, in order; metrics follow under their own names."""

@@ -6,21 +6,29 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lt_lightning.rundir import commit, partial_path
+from lt_lightning.atomic import staged
 
 _ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
     """Save a full checkpoint; a kill at any instant leaves the old file or the new one. Call on every process."""
-    staged = partial_path(path)
-    if trainer.is_global_zero:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(staged, weights_only=False)
-    if trainer.is_global_zero:
-        commit(staged, path)
-    trainer.strategy.barrier("lt_lightning.save")
+    strategy: Any = trainer.strategy
+    theirs, strategy.checkpoint_io = strategy.checkpoint_io, _Atomic()
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    finally:
+        strategy.checkpoint_io = theirs
+
+
+class _Atomic(TorchCheckpointIO):
+    """Lightning's own stages in the temporary folder, from which a rename is not atomic (issues 21253 and 19970)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with staged(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def trim_last(checkpoint: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lt_lightning.atomic import write_bytes
 from lt_lightning.masks import Masks, density
-from lt_lightning.rundir import write_bytes
 
 FORMAT = "lt_lightning 1"
 

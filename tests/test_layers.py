@@ -13,8 +13,8 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock"},
-    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
+    {"masks", "seeding", "processes", "lock", "atomic"},
+    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position"},
     {"plan", "ticketfile", "records", "saving"},
     {"early_stop", "points", "pruning", "guard"},
     {"measurements"},

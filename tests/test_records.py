@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lt_lightning.atomic import write_text
 from lt_lightning.records import COLUMNS, Curves, early_stop_name, numbers, read_records, to_csv, write_records
-from lt_lightning.rundir import write_text
 
 
 def is_text(value):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lt_lightning.atomic import write_bytes
 from lt_lightning.records import COLUMNS, Record, read_records
-from lt_lightning.rundir import RunDirectory, write_bytes
+from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

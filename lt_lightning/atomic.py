@@ -1,0 +1,73 @@
+"""Writing files so that a kill at any instant leaves the old one or the new one, whole."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_GO_ON = "Nothing that was there is lost: the same command goes on from it."
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Make room and run again. {_GO_ON}"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make it writable, or choose another directory."),
+}
+"""Error number → what to do about it."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; a file that already holds the text is left alone."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; a file that already holds the content is left alone."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    with staged(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its place when the block ends, after it has reached the disk.
+
+    It is staged beside its target, since a rename is atomic only within a file system, and removed again if the block
+    fails.
+
+    Raises:
+        OSError: if the disk is full or cannot be written; it says what to do.
+    """
+    stage = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(stage, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(stage, path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            stage.unlink(missing_ok=True)
+        _explain(error, path)
+        raise
+
+
+def _explain(error: BaseException, path: Path) -> None:
+    """Raise an error that says what to do, if a full or a read-only disk lies behind this one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    number = cause.errno or 0 if cause is not None else 0
+    if number in _ADVICE:
+        raise OSError(number, f"{os.strerror(number)}: {path} cannot be written. {_ADVICE[number]}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Let a rename in this directory reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

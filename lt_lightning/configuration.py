@@ -1,0 +1,107 @@
+"""The configuration that a run directory was computed with, and what of it may change."""
+
+import hashlib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lt_lightning.atomic import write_text
+
+GROWING = ("lottery.rounds", "lottery.controls*", "prune.rounds", "prune.controls*")
+"""Configuration keys that may grow: what was computed stays, and what is missing is added."""
+
+NEUTRAL = (
+    *GROWING,
+    "data.path",
+    "*num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy*",
+    "trainer.enable_*",
+    "trainer.fast_dev_run",
+    "trainer.log_every_n_steps",
+    "trainer.profiler*",
+    "logger*",
+    "launcher*",
+    "threads",
+)
+"""Configuration keys that cannot change what was already computed: patterns over dotted names."""
+
+
+def claim(path: Path, config: Mapping[str, Any]) -> None:
+    """Store the configuration, or compare with the stored one.
+
+    Raises:
+        ValueError: if results with another configuration lie here; the difference is shown.
+    """
+    if path.exists() and _has_results(path.parent):
+        stored = yaml.safe_load(path.read_text("utf-8")) or {}
+        differences = compare(stored, config)
+        if differences:
+            raise ValueError(
+                f"{path.parent} holds results of another configuration:\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\nChoose another directory, or remove this one if its results are not needed."
+            )
+        if not _has_grown(stored, config):
+            return  # it says with what the results were computed, such as where the data lay then
+    write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _has_grown(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    there, now = flatten(stored), flatten(given)
+    keys = [key for key in there | now if any(fnmatchcase(key, pattern) for pattern in GROWING)]
+    return any(_canonical(there.get(key, ...)) != _canonical(now.get(key, ...)) for key in keys)
+
+
+def _has_results(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in ("points/*", "round-*/*.ckpt", "round-*/done"))
+
+
+def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """One line per key that differs and could change a result.
+
+    >>> compare({"seed": 0, "logger": "csv"}, {"seed": 1, "logger": "wandb"})
+    ['seed: 0 there, 1 now']
+    """
+    there, now = flatten(stored), flatten(given)
+    keys = [key for key in there | now if not _is_neutral(key)]
+    return [
+        f"{key}: {there.get(key, 'not set')} there, {now.get(key, 'not set')} now"
+        for key in keys
+        if _canonical(there.get(key, ...)) != _canonical(now.get(key, ...))
+    ]
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """A hash of what `compare` compares, 16 hexadecimal digits."""
+    leaves = sorted((key, _canonical(value)) for key, value in flatten(config).items() if not _is_neutral(key))
+    return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> str:
+    """Equal for equal values: 1 and 1.0 alike, and a NaN equal to itself."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_canonical, value))}]"
+    return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+
+
+def _is_neutral(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in NEUTRAL)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → leaf.
+
+    >>> flatten({"a": {"b": 1}, "c": [2, 3]})
+    {'a.b': 1, 'c': [2, 3]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return leaves
