@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lt_lightning import naming
 from lt_lightning.analysis import report
+from lt_lightning.interruption import Interrupted
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.rundir import RunDirectory
@@ -49,6 +50,6 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as stop:
         print("\ninterrupted; the same command goes on from here")
-        sys.exit(130)
+        sys.exit(stop.code if isinstance(stop, Interrupted) else 130)

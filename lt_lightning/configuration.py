@@ -28,6 +28,8 @@ NEUTRAL = (
     "logger*",
     "launcher*",
     "threads",
+    "prune.every",
+    "prune.keep_last",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 

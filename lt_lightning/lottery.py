@@ -47,6 +47,7 @@ def lottery(
     seed: int = 0,
     dense: bool = True,
     keep_last: bool = False,
+    every: int | str | None = "1 epoch",
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
     """Iterate over the fits of a lottery: round 0 once, then each round's ticket and that round's controls.
@@ -74,6 +75,8 @@ def lottery(
             are seeded before every fit and every epoch.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
         keep_last: keep each fit's `last.ckpt` once it is done.
+        every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", or None
+            for the end of the fit alone. It changes no result.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
     Yields:
@@ -107,6 +110,7 @@ def lottery(
         seed=seed,
         dense=dense,
         keep_last=keep_last,
+        every=None if every is None else parse_step(every, "every"),
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan)

@@ -41,6 +41,7 @@ class Plan:
     seed: int
     dense: bool
     keep_last: bool
+    every: RewindStep | None
     config: Mapping[str, Any]
 
     @property
@@ -67,6 +68,8 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a function: {_EXAMPLES[name]}")
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
+        if self.every is not None and self.every.count == 0:
+            raise ValueError(f'every="{self.every}" must be at least 1, or None to save at the end of a fit alone.')
         names = [control_name(control) for control in self.controls]
         if len(set(names)) < len(names) or {TICKET, NEXT} & set(names):
             raise ValueError(f"controls need names of their own, other than '{TICKET}' and '{NEXT}': {names}.")

@@ -80,6 +80,22 @@ def finish_epoch(trainer: L.Trainer) -> None:
         for each in (loop, loop.epoch_loop):
             each.reset_restart_stage()
             each._restarting = False
+    loop._restarting = False  # else ReduceLROnPlateau would not step at the end of this epoch
+
+
+def counters(trainer: L.Trainer) -> dict[str, Any]:
+    """Where the loops stand, for a checkpoint that is saved a little later; see `put_counters`."""
+    return {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict()}
+
+
+def put_counters(checkpoint: dict[str, Any], counters: dict[str, Any]) -> None:
+    """Let a checkpoint say that it was saved in the hook where these counters were taken.
+
+    Lightning restarts rightly from what it saves in `on_train_batch_end` and `on_train_epoch_end` (it takes what
+    follows there for done), and from no later moment.
+    """
+    checkpoint["epoch"] = counters["epoch"]
+    checkpoint["loops"]["fit_loop"] = counters["fit_loop"]
 
 
 def epochs_run(trainer: L.Trainer) -> int:

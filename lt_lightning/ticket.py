@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_lightning import guard, points, position, saving
+from lt_lightning import epoch_metrics, guard, moments, points, position, saving
 from lt_lightning.controls import Ingredients
+from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Masks, all_kept, check_fit, density, find_prunable, kept, plain_name, total
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
@@ -55,6 +56,11 @@ class Ticket(Callback):
         self._trained = False
         self._random_states: list[Any] = []
         self._random_state: Any = None
+        self._epoch_metrics: list[epoch_metrics.State] = []
+        self._logged_before: dict[str, Any] = {}
+        self._counters: dict[str, Any] = {}
+        self._saved_step = self._stepped = 0
+        self._interruption = Interruption()
         self._hold_learning_rate = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
         guard.put_on(self._module, self)
@@ -130,6 +136,7 @@ class Ticket(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
         self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
+        self._epoch_metrics = checkpoint.get("epoch_metrics", [])
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             checkpoint.pop("loops", None)  # a trial of one batch would be over before a later step
 
@@ -155,14 +162,29 @@ class Ticket(Callback):
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
         self._mask_everything(trainer)
-        if position.in_middle_of_epoch(trainer):
-            states = dict(enumerate(self._random_states))
-            position.return_to_batch(trainer, self.plan.seed, states.get(trainer.global_rank))
+        self._return_to_position(trainer)
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path, trainer.global_step if self._resuming else None)
         if self._makes_points:
             points.check(trainer, self.plan)
             self._save_point_if_due(trainer)
+        self._saved_step = self._stepped = trainer.global_step
+        moments.after_each_batch(trainer, partial(self._after_batch, trainer))
+        moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
+        if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
+            self._interruption.listen()
+
+    def _return_to_position(self, trainer: L.Trainer) -> None:
+        metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
+        if metrics and self._resuming:
+            epoch_metrics.restore_callback_metrics(trainer, metrics)
+        if not position.in_middle_of_epoch(trainer):
+            return
+        states = dict(enumerate(self._random_states))
+        position.return_to_batch(trainer, self.plan.seed, states.get(trainer.global_rank))
+        if metrics:
+            epoch_metrics.restore(trainer, metrics)
+            self._logged_before = metrics["logged"]
 
     def _check_start(self, trainer: L.Trainer) -> None:
         if (trainer.ckpt_path or None) != self.ckpt_path:
@@ -225,14 +247,42 @@ class Ticket(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save the rewind point when its step comes, and the curves now and then."""
+        """Keep the curves now and then, and take note of where a checkpoint of this batch would stand."""
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
-        # At the last batch the end of the epoch is the better moment: validation and hooks are behind us there.
-        if self._makes_points and not trainer.is_last_batch:
+        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
+        # Between two steps gradients may have gathered, which no checkpoint holds; at the last batch the epoch's end is
+        # the better moment.
+        if stepped and not trainer.is_last_batch and self._save_is_due(trainer):
+            self._counters = position.counters(trainer)
+
+    def _save_is_due(self, trainer: L.Trainer) -> bool:
+        point = self._makes_points and points.due(trainer, self.plan, epochs=0) is not None
+        return point or self._last_is_due(trainer) or self._interruption.signal is not None
+
+    def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
+        """Whether it is time to save where an interrupted fit continues; `epochs` as in `_save_point_if_due`."""
+        every = self.plan.every
+        if every is None:
+            return False
+        if every.unit == "epochs":
+            return epochs > 0 and epochs % every.count == 0
+        return trainer.global_step - self._saved_step >= every.count
+
+    def _after_batch(self, trainer: L.Trainer) -> None:
+        """When all that belongs to a batch is behind it: save what is due."""
+        if self._logged_before:
+            epoch_metrics.add(trainer, self._logged_before)
+        if not self._counters:
+            return
+        if self._makes_points:
             self._save_point_if_due(trainer)
+        if self._last_is_due(trainer) or self._interruption.signal is not None:
+            self._save_last(trainer)
+        self._counters = {}
+        self._interruption.obey()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights of the best validation."""
@@ -248,14 +298,28 @@ class Ticket(Callback):
             self._save(trainer, self.files.early_stop, saving.trim_weights)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
-        """After every other hook of the epoch's end: save where an interrupted fit continues."""
+        """After every other hook of the epoch's end: keep its metrics."""
         self._measured.end_epoch(trainer)
+        self._counters = position.counters(trainer)
+        self._logged_before = {}
+
+    def _after_epoch(self, trainer: L.Trainer) -> None:
+        """When all that belongs to an epoch is behind it: save what is due."""
+        epochs = position.epochs_run(trainer)
         if self._makes_points:
-            self._save_point_if_due(trainer, epochs=position.epochs_run(trainer))
+            self._save_point_if_due(trainer, epochs)
         # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
-        if not position.is_over(trainer):
-            self._measured.write_curves()
-            self._save(trainer, self.files.last, saving.trim_last)
+        over = position.is_over(trainer)
+        if not over and (self._last_is_due(trainer, epochs) or self._interruption.signal is not None):
+            self._save_last(trainer)
+        self._counters = {}
+        if not over:
+            self._interruption.obey()
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        self._measured.write_curves()
+        self._save(trainer, self.files.last, saving.trim_last)
+        self._saved_step = trainer.global_step
 
     # After the fit
 
@@ -277,6 +341,7 @@ class Ticket(Callback):
                 draw_next(self.plan, self.round, self.masks, trainer)
         trainer.strategy.barrier("lt_lightning.draw_next")
         self.fitted = True
+        self._interruption.obey()
 
     def _require_training(self, trainer: L.Trainer) -> None:
         if not self._trained and not self._resuming:
@@ -316,6 +381,8 @@ class Ticket(Callback):
         self._release(trainer)
 
     def _release(self, trainer: L.Trainer) -> None:
+        self._interruption.stop_listening()
+        moments.release(trainer)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -353,9 +420,13 @@ class Ticket(Callback):
             self._trim = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Trim the checkpoints that we save; those of other callbacks are left alone."""
-        if self._trim is not None:
-            self._trim(checkpoint)
+        """Complete and trim the checkpoints that we save; those of other callbacks are left alone."""
+        if self._trim is None:
+            return
+        checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer))
+        if self._counters:
+            position.put_counters(checkpoint, self._counters)
+        self._trim(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, time and what was measured so far."""

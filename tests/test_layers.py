@@ -13,7 +13,7 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock", "atomic"},
+    {"masks", "seeding", "processes", "lock", "atomic", "interruption", "moments", "epoch_metrics"},
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position"},
     {"plan", "ticketfile", "records", "saving"},
     {"early_stop", "points", "pruning", "guard"},

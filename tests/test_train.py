@@ -25,14 +25,15 @@ def start(folder):
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_says_how_to_go_on_and_goes_on(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_an_interrupted_command_says_how_to_go_on_and_goes_on(tmp_path, number, code):
     process = start(tmp_path)
     said = []
     for line in process.stdout:
         said.append(line)
         if line.split()[:2] == ["1", "ticket"]:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, "".join(said)
+            process.send_signal(number)
+    assert process.wait() == code, "".join(said)
     assert said[-1].strip() == INTERRUPTED
     again = start(tmp_path)
     said = again.communicate()[0]

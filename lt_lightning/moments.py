@@ -1,0 +1,37 @@
+"""Moments of a fit that no hook of Lightning marks: when all that belongs to a batch, or to an epoch, is behind it.
+
+`on_train_batch_end` comes before the validation that belongs to the batch, before the module's own hook of that name
+and before ReduceLROnPlateau's step; `on_train_epoch_end` likewise. What is saved there lacks them, and a restarted fit
+does not make up for them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+
+
+def after_each_batch(trainer: L.Trainer, do: Callable[[], None]) -> None:
+    """Call `do` when a training batch and the validation after it are over."""
+    _after(trainer.fit_loop.epoch_loop, do)
+
+
+def after_each_epoch(trainer: L.Trainer, do: Callable[[], None]) -> None:
+    """Call `do` when an epoch is over, the last batch's moment included."""
+    _after(trainer.fit_loop, do)
+
+
+def release(trainer: L.Trainer) -> None:
+    """Call nothing any more."""
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+        vars(loop).pop("on_advance_end", None)
+
+
+def _after(loop: Any, do: Callable[[], None]) -> None:
+    ended = loop.on_advance_end
+
+    def on_advance_end(*arguments: Any) -> None:
+        ended(*arguments)
+        do()
+
+    loop.on_advance_end = on_advance_end

@@ -1,0 +1,107 @@
+"""Ctrl-C, SIGTERM and SIGUSR1: the fit ends after the step at hand, its state is saved, no step is trained twice."""
+
+import os
+import signal
+import threading
+
+import lightning as L
+import pytest
+from test_lottery import assert_same_state, final, records_without_time
+from tiny import STEPS_PER_EPOCH, play
+
+from lt_lightning.interruption import SIGNALS, Interrupted, Interruption
+from lt_lightning.rundir import Checkpoint
+
+
+class SignalAt(L.Callback):
+    """Sends signals to this process at the start of its n-th training batch."""
+
+    def __init__(self, count, *signals):
+        self.left, self.signals = count, signals
+
+    def on_train_batch_start(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+def interrupted(directory, count, *signals, **arguments):
+    sender = SignalAt(count, *signals)
+    with pytest.raises(SystemExit) as raised:
+        play(directory, make_callbacks=lambda: [sender], **arguments)
+    return raised.value
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("count", [1, 3, STEPS_PER_EPOCH, 7, 3 * STEPS_PER_EPOCH, 20])
+def test_a_fit_that_is_told_to_end_saves_the_step_at_hand_and_goes_on_from_there(tmp_path, number, count):
+    raised = interrupted(tmp_path / "told", count, number)
+    assert isinstance(raised, Interrupted)
+    assert raised.code == 128 + number
+    round, step = divmod(count, 3 * STEPS_PER_EPOCH)
+    if step:
+        last = Checkpoint(tmp_path / "told" / f"round-0{round}" / "last.ckpt")
+        assert last["global_step"] == step
+    models = play(tmp_path / "told")
+    assert sum(len(model.seen) for model in models.values()) == 30 - count
+    play(tmp_path / "whole")
+    assert records_without_time(tmp_path / "told") == records_without_time(tmp_path / "whole")
+    assert_same_state(final(tmp_path / "told", "round-01"), final(tmp_path / "whole", "round-01"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_do_not_mind(tmp_path, workers):
+    assert interrupted(tmp_path / "told", 8, signal.SIGTERM, workers=workers).code == 143
+    play(tmp_path / "told", workers=workers)
+    play(tmp_path / "whole")
+    assert_same_state(final(tmp_path / "told", "round-01"), final(tmp_path / "whole", "round-01"))
+
+
+def test_gradients_that_have_gathered_are_not_forgotten(tmp_path):
+    options = {"accumulate_grad_batches": 2, "max_epochs": 3}
+    interrupted(tmp_path / "told", 3, signal.SIGTERM, options=options)
+    assert Checkpoint(tmp_path / "told" / "round-00" / "last.ckpt")["global_step"] == 2
+    play(tmp_path / "told", options=options)
+    play(tmp_path / "whole", options=options)
+    assert_same_state(final(tmp_path / "told", "round-01"), final(tmp_path / "whole", "round-01"))
+
+
+def test_asked_twice_it_ends_at_once(tmp_path):
+    raised = interrupted(tmp_path, 8, signal.SIGINT, signal.SIGINT)
+    assert not isinstance(raised, Interrupted)  # but Lightning's own answer to a KeyboardInterrupt
+    assert Checkpoint(tmp_path / "round-00" / "last.ckpt")["global_step"] == STEPS_PER_EPOCH
+
+
+def test_whoever_listened_before_listens_again_after_the_fit(tmp_path):
+    heard = []
+    before = {number: signal.signal(number, lambda n, _: heard.append(n)) for number in SIGNALS}
+    try:
+        interrupted(tmp_path, 3, signal.SIGTERM)
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == list(SIGNALS)
+
+
+def test_sigusr1_is_left_to_whoever_listens_to_it_already(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda n, _: heard.append(n))
+    try:
+        sender = SignalAt(3, signal.SIGUSR1)
+        play(tmp_path, make_callbacks=lambda: [sender], rounds=0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]
+
+
+def test_a_thread_that_is_not_the_main_one_hears_nothing(tmp_path):
+    listener = Interruption()
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listener.listen)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    listener.obey()
