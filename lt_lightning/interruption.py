@@ -1,8 +1,10 @@
-"""Signals that ask a fit to end: noted when they come, obeyed as soon as its state has been saved."""
+"""Signals that ask a run to end: within a fit they are noted, and obeyed as soon as its state has been saved."""
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -10,14 +12,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(SystemExit):
-    """The fit was asked to end, and its state is saved; `code` is 128 plus the signal, as shells count."""
+    """The run was asked to end, and its state is saved; `code` is 128 plus the signal, as shells count."""
 
 
 class Interruption:
-    """The wish of this process's user, or of its cluster, that the fit may end.
+    """The wish of a run's user, or of its cluster, that it may end.
 
     Attributes:
-        signal: the number of the signal that came; None: none did.
+        signal: the signal that came during a fit; None: none did.
     """
 
     def __init__(self) -> None:
@@ -25,21 +27,31 @@ class Interruption:
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
-    def listen(self) -> None:
-        """Note signals from now on. SIGUSR1 is left to whoever listens to it already."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL:
-                    self._before[number] = signal.signal(number, self._note)
+    @contextmanager
+    def ends_the_run(self) -> Iterator[None]:
+        """While a block runs, let SIGTERM and SIGUSR1 raise `Interrupted`, unless someone else listens to them.
 
-    def stop_listening(self) -> None:
-        """Leave signals to whoever listened before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        All state is on disk between fits, so nothing has to be saved. Lightning would swallow a SIGTERM there.
+        """
+        free = [number for number in SIGNALS if number != signal.SIGINT and not _is_taken(number)]
+        before = _set_handlers(dict.fromkeys(free, self._end))
+        try:
+            yield
+        finally:
+            _set_handlers(before)
+
+    def note(self) -> None:
+        """Note the signals from now on; SIGUSR1 is left to whoever else listens to it."""
+        taken = [signal.SIGUSR1] if _is_taken(signal.SIGUSR1) else []
+        self._before = _set_handlers({number: self._note for number in SIGNALS if number not in taken})
+
+    def stop_noting(self) -> None:
+        """Leave the signals to whoever listened before."""
+        _set_handlers(self._before)
+        self._before = {}
 
     def obey(self) -> None:
-        """Raise `Interrupted` if a signal came."""
+        """Raise `Interrupted` if a signal was noted."""
         if self.signal is not None:
             raise Interrupted(128 + self.signal)
 
@@ -47,6 +59,23 @@ class Interruption:
         if os.getpid() != self._process:
             return  # in a loader's worker, which ends with its parent; dead it would raise an error there
         if self.signal is not None:
-            self.stop_listening()  # asked twice: at once
+            self.stop_noting()  # asked twice: at once
             raise KeyboardInterrupt
         self.signal = number
+
+    def _end(self, number: int, frame: Any) -> None:
+        if os.getpid() == self._process:
+            raise Interrupted(128 + number)
+
+
+def _is_taken(number: int) -> bool:
+    """Whether someone other than us listens to a signal."""
+    handler = signal.getsignal(number)
+    return handler != signal.SIG_DFL and not isinstance(getattr(handler, "__self__", None), Interruption)
+
+
+def _set_handlers(handlers: dict[int, Any]) -> dict[int, Any]:
+    """Set the handlers of signals, and return the former ones; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}

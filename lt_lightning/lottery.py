@@ -15,6 +15,7 @@ from lt_lightning.atomic import write_text
 from lt_lightning.configuration import claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Prunable, linear_and_convolution
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import is_writer, wait
@@ -125,7 +126,7 @@ def _listed(value: Any) -> Any:
 
 
 def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
-    with lock.hold(plan.directory.lock) if is_writer() else nullcontext():
+    with Interruption().ends_the_run(), lock.hold(plan.directory.lock) if is_writer() else nullcontext():
         yield from _each(plan, model)
 
 

@@ -172,7 +172,7 @@ class Ticket(Callback):
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
         if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
-            self._interruption.listen()
+            self._interruption.note()
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
@@ -381,7 +381,7 @@ class Ticket(Callback):
         self._release(trainer)
 
     def _release(self, trainer: L.Trainer) -> None:
-        self._interruption.stop_listening()
+        self._interruption.stop_noting()
         moments.release(trainer)
         for handle in self._handles:
             handle.remove()

@@ -86,6 +86,23 @@ def test_whoever_listened_before_listens_again_after_the_fit(tmp_path):
     assert heard == list(SIGNALS)
 
 
+class SignalTest(L.Callback):
+    def __init__(self, number):
+        self.number = number
+
+    def on_test_start(self, *_):
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_between_fits_a_run_ends_at_once(tmp_path, number):
+    with pytest.raises(SystemExit) as raised:
+        play(tmp_path, make_callbacks=lambda: [SignalTest(number)])
+    assert raised.value.code == (1 if number == signal.SIGINT else 128 + number)
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert [len(model.seen) for model in play(tmp_path).values()] == [0, 15]
+
+
 def test_sigusr1_is_left_to_whoever_listens_to_it_already(tmp_path):
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda n, _: heard.append(n))
@@ -100,7 +117,7 @@ def test_sigusr1_is_left_to_whoever_listens_to_it_already(tmp_path):
 def test_a_thread_that_is_not_the_main_one_hears_nothing(tmp_path):
     listener = Interruption()
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=listener.listen)
+    thread = threading.Thread(target=listener.note)
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
