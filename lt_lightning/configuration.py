@@ -10,6 +10,9 @@ import yaml
 
 from lt_lightning.atomic import write_text
 
+LAYOUT = 2
+"""Version of the run directory: which files there are, and what they hold."""
+
 GROWING = ("lottery.rounds", "lottery.controls*", "prune.rounds", "prune.controls*")
 """Configuration keys that may grow: what was computed stays, and what is missing is added."""
 
@@ -38,10 +41,11 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
     """Store the configuration, or compare with the stored one.
 
     Raises:
-        ValueError: if results with another configuration lie here; the difference is shown.
+        ValueError: if results with another configuration lie here, the difference is shown; or of another release.
     """
     if path.exists() and _has_results(path.parent):
-        stored = yaml.safe_load(path.read_text("utf-8")) or {}
+        stored = _read(path)
+        _check_layout(path.parent, stored, config)
         differences = compare(stored, config)
         if differences:
             raise ValueError(
@@ -52,6 +56,25 @@ def claim(path: Path, config: Mapping[str, Any]) -> None:
         if not _has_grown(stored, config):
             return  # it says with what the results were computed, such as where the data lay then
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return yaml.safe_load(path.read_bytes()) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read, and results lie beside it: {error}\n"
+            "Restore it, for example from version control, or choose another directory."
+        ) from error
+
+
+def _check_layout(directory: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    there, now = (tree.get("lottery", {}).get("layout", 1) for tree in (stored, given))
+    if there != now:
+        raise ValueError(
+            f"{directory} has layout {there}, and this release reads and writes layout {now} of the run directory. "
+            "Finish it with the release that began it, or choose another directory."
+        )
 
 
 def _has_grown(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

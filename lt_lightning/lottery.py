@@ -1,6 +1,5 @@
 """The lottery: which fit comes next. Only here is the order of rounds and arms known, and it is read from disk."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lt_lightning import lock, ticketfile
-from lt_lightning.atomic import write_text
 from lt_lightning.configuration import claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.integrity import mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Prunable, linear_and_convolution
 from lt_lightning.plan import Plan, control_name, unwrap
@@ -116,6 +115,7 @@ def lottery(
     ).checked()
     _check_model(model, plan)
     if is_writer():
+        mend_config(plan)
         claim(plan.directory.config, plan.config)
     return _fits(plan, model)
 
@@ -131,6 +131,8 @@ def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
 
 
 def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
+    if is_writer():
+        set_aside_damaged(plan)
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
@@ -216,7 +218,7 @@ def _finish(ticket: Ticket) -> None:
         )
     ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
-        write_text(ticket.files.done, json.dumps(ticket.record, indent=1) + "\n")
+        ticket.files.mark_done(ticket.record)
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
     told = f"{ticket.name}: density {ticket.density:.4g}, {ticket.record['steps']} steps"

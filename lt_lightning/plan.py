@@ -6,7 +6,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
-from lt_lightning.configuration import fingerprint
+from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
 from lt_lightning.masks import Density, Masks, Prunable
@@ -48,6 +48,12 @@ class Plan:
     def fingerprint(self) -> str:
         """A hash of the configuration, less what cannot change a result."""
         return fingerprint(self.config)
+
+    @property
+    def arms(self) -> list[tuple[int, str]]:
+        """(round, arm) of every fit, in the order in which they are trained."""
+        controls = [control_name(control) for control in self.controls]
+        return [(0, TICKET), *((n, arm) for n in range(1, self.rounds + 1) for arm in (TICKET, *controls))]
 
     def checked(self) -> "Plan":
         """The plan with itself described in its configuration; a ValueError for what cannot work."""
@@ -98,6 +104,7 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """The plan as plain values, for `config.yaml` and for comparison."""
         return {
+            "layout": LAYOUT,
             "rounds": self.rounds,
             "schedule": describe(self.schedule),
             "criterion": describe(self.criterion),

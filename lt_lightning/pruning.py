@@ -9,13 +9,14 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lt_lightning.atomic import staged
+from lt_lightning.checksum import seal
 from lt_lightning.criteria import Evidence
 from lt_lightning.masks import Masks, find_prunable, plain_name
 from lt_lightning.plan import Plan
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
 from lt_lightning.seeding import derive, seed_all
-from lt_lightning.ticketfile import TicketFile, tensors_of
+from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
 
 def write_dense(plan: Plan, masks: Masks) -> None:
@@ -31,6 +32,8 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
         ValueError: if the trained weights cannot be ranked; they are kept.
     """
     arm = plan.directory.arm(round)
+    if _in_use(plan.directory.arm(round + 1)):
+        return
     try:
         scores = plan.criterion(gather_evidence(plan, round, masks, trainer))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
@@ -42,6 +45,13 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
 
 
+def _in_use(arm: ArmDirectory) -> bool:
+    """Whether a fit has begun with the ticket there; it stays, should this round be trained again."""
+    if not (arm.done.exists() or arm.last.exists()) or not arm.ticket.exists():
+        return False
+    return arm.start.exists() or read(arm.ticket).start != "file"
+
+
 def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, dict[str, Tensor]]:
     """Where the next round starts, as the ticket file words it, and with which weights and buffers."""
     point = Checkpoint(plan.directory.rewind_point)
@@ -51,6 +61,7 @@ def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[s
     if start is not point:
         with staged(target.start) as file:
             torch.save(dict(start), file)
+            seal(file)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 

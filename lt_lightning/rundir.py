@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from lt_lightning.atomic import sync_directory
+from lt_lightning.atomic import sync_directory, write_text
+from lt_lightning.checksum import digest
 
 TICKET = "ticket"
 NEXT = "next"
@@ -85,8 +86,9 @@ class RunDirectory:
         return ArmDirectory(base if arm == TICKET else base / arm)
 
     def finished(self) -> list[dict[str, Any]]:
-        """The records of all finished fits, by round, the ticket before its controls."""
-        rows = [json.loads(p.read_text("utf-8")) for g in ("round-*/done", "round-*/*/done") for p in self.path.glob(g)]
+        """The records of all finished fits, by round, the ticket before its controls; damaged ones are left out."""
+        arms = [ArmDirectory(p.parent) for glob in ("round-*/done", "round-*/*/done") for p in self.path.glob(glob)]
+        rows = [arm.read_done()["record"] for arm in arms if arm.is_done_whole()]
         return sorted(rows, key=lambda row: (row["round"], row["arm"] != TICKET, row["arm"]))
 
     def link_rewind_point(self, point: Path) -> None:
@@ -122,6 +124,32 @@ class ArmDirectory:
         self.curves = path / "metrics.csv"
         self.done = path / "done"
         self.next = path / NEXT
+
+    def mark_done(self, record: Mapping[str, Any]) -> None:
+        """Write the marker: the record, the checksum of the curves, and one of the marker itself."""
+        curves = digest(self.curves.read_bytes()) if self.curves.exists() else None
+        content = {"record": record, "metrics.csv": curves}
+        write_text(self.done, json.dumps(content | {"sha256": _digest_of(content)}, indent=1) + "\n")
+
+    def read_done(self) -> dict[str, Any]:
+        """What the marker holds: `record`, and under `metrics.csv` the checksum of the curves."""
+        return json.loads(self.done.read_text("utf-8"))
+
+    def is_done_whole(self) -> bool:
+        """Whether the marker holds what was written."""
+        try:
+            content = self.read_done()
+            return content.pop("sha256") == _digest_of(content)
+        except (ValueError, KeyError, AttributeError):
+            return False
+
+    def are_curves_whole(self) -> bool:
+        """Whether the curves are those that the marker knows."""
+        return digest(self.curves.read_bytes()) == self.read_done()["metrics.csv"]
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True).encode())
 
 
 class Checkpoint(Mapping[str, Any]):

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lt_lightning.atomic import staged
+from lt_lightning.checksum import seal
 
 _ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
@@ -29,6 +30,7 @@ class _Atomic(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with staged(Path(path)) as file:
             torch.save(checkpoint, file)
+            seal(file)
 
 
 def trim_last(checkpoint: dict[str, Any]) -> None:

@@ -19,6 +19,14 @@ settings.register_profile("loaded", deadline=None)  # the machine may be busy
 settings.load_profile("loaded")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print the tables that tests recorded, whichever process they ran in."""
+    for report in terminalreporter.getreports("passed"):
+        for text in (text for key, text in report.user_properties if key == "table" and report.when == "call"):
+            terminalreporter.section(report.nodeid.rpartition("::")[2])
+            terminalreporter.write_line(text)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Sums do not depend on how many cores the machine has, and small networks are faster."""

@@ -13,10 +13,10 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock", "atomic", "interruption", "moments", "epoch_metrics"},
+    {"masks", "seeding", "processes", "lock", "atomic", "checksum", "interruption", "moments", "epoch_metrics"},
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning", "guard"},
+    {"early_stop", "points", "pruning", "guard", "integrity"},
     {"measurements"},
     {"ticket"},
     {"lottery"},

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_lightning.loggers import Nothing, TensorBoard, Wandb
 from lt_lightning.loggers.wandb import has_key
+from lt_lightning.rundir import ArmDirectory
 
 FITS = [(0, "ticket"), (1, "ticket"), (1, "reinit")]
 
@@ -58,7 +59,7 @@ def fit(ticket: Any, logger: Any) -> None:
         enable_model_summary=False,
     )
     trainer.fit(Tiny(), DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=2))
-    (Path(ticket.directory) / "done").write_text(json.dumps(ticket.record))
+    ArmDirectory(Path(ticket.directory)).mark_done(ticket.record)
 
 
 def run_fits(log: Any, run: Path, fits: list[tuple[int, str]]) -> None:

@@ -489,7 +489,7 @@ def test_a_trial_run_counts_as_nothing(tmp_path):
 
 def test_the_done_marker_is_the_record(tmp_path):
     play(tmp_path, rounds=0)
-    row = json.loads((tmp_path / "round-00" / "done").read_text())
+    row = json.loads((tmp_path / "round-00" / "done").read_text())["record"]
     assert row["steps"] == 15
     assert row == read_records(tmp_path / "records.csv")[0]
 

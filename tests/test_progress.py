@@ -1,5 +1,4 @@
 import io
-import json
 import logging
 import os
 import pty
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lt_lightning import progress
 from lt_lightning.progress import HEADER, Progress
+from lt_lightning.rundir import RunDirectory
 
 
 class Tiny(L.LightningModule):
@@ -96,8 +96,7 @@ def test_table_grows_by_a_row_per_round(tmp_path: Path) -> None:
 
 
 def test_rounds_of_an_earlier_start_come_first(tmp_path: Path) -> None:
-    (tmp_path / "round-00").mkdir()
-    (tmp_path / "round-00" / "done").write_text(json.dumps(make_ticket(0, **{"val/acc": 0.9}).record))
+    RunDirectory(tmp_path).arm(0).mark_done(make_ticket(0, **{"val/acc": 0.9}).record)
     console = on_paper()
     with Progress(tmp_path, 2, console) as shown:
         shown.row(make_ticket(1, **{"val/acc": 0.8}))

@@ -1,6 +1,5 @@
 """The run directory: its paths, and what they say about how far it is."""
 
-import json
 import os
 
 import pytest
@@ -57,7 +56,7 @@ def test_finished_fits_come_by_round_the_ticket_before_its_controls(tmp_path):
         (100, "ticket"),
     ]
     for round, arm in reversed(fits):
-        write_text(run.arm(round, arm).done, json.dumps({"round": round, "arm": arm}))
+        run.arm(round, arm).mark_done({"round": round, "arm": arm})
     run.arm(11).path.mkdir()
     run.arm(2, "interrupted").path.mkdir()
     assert [(row["round"], row["arm"]) for row in run.finished()] == fits

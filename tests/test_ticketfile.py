@@ -1,6 +1,8 @@
 """The ticket file: what it holds, byte by byte, and that anything which reads safetensors reads it."""
 
+import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -82,14 +84,18 @@ MASKS = {
 
 def test_the_metadata_are_strings_that_say_what_the_ticket_is(tmp_path):
     TicketFile(MASKS, {}, 3, "reinit", "fresh", "00ff").write(tmp_path / "t")
+    content = (tmp_path / "t").read_bytes()
+    checksum = re.search(r'"sha256":"(\w+)"', content.decode(errors="replace"))[1]
+    assert hashlib.sha256(content.replace(checksum.encode(), b"0" * 64)).hexdigest() == checksum
     with safe_open(tmp_path / "t", framework="np") as file:
         assert file.metadata() == {
-            "format": "lt_lightning 1",
+            "format": "lt_lightning 2",
             "round": "3",
             "arm": "reinit",
             "density": "0.6153846153846154",
             "start": "fresh",
             "config": "00ff",
+            "sha256": checksum,
             "shapes": '{"hidden.weight": [3, 3], "output.weight": [4]}',
         }
 
@@ -150,13 +156,13 @@ def test_without_being_asked_for_the_weights_are_not_loaded(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("metadata", "seen"),
-    [(None, "None"), ({"format": "pt"}, "'pt'"), ({"format": "lt_lightning 2"}, "'lt_lightning 2'")],
+    [(None, "None"), ({"format": "pt"}, "'pt'"), ({"format": "lt_lightning 1"}, "'lt_lightning 1'")],
 )
 def test_a_file_of_another_format_is_refused_with_what_it_says(tmp_path, metadata, seen):
     save_file({"w": np.ones(2)}, tmp_path / "t", metadata)
     with pytest.raises(ValueError, match="is not a ticket") as error:
         read(tmp_path / "t")
-    assert str(error.value) == f"{tmp_path / 't'} is not a ticket of format 'lt_lightning 1'; it says {seen}."
+    assert str(error.value) == f"{tmp_path / 't'} is not a ticket of format 'lt_lightning 2'; it says {seen}."
 
 
 def test_extra_state_that_is_no_tensor_has_no_place_in_a_ticket():

@@ -1,0 +1,58 @@
+"""Checksums that lie within the files they are of, so that both take their place in one rename."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+_PREFIX = b"sha256:"
+_COMMENT = len(_PREFIX) + 64
+
+
+def seal(file: BinaryIO) -> None:
+    """Give a zip archive, which every checkpoint is, a comment with its checksum; any reader of zip files ignores it.
+
+    The checksum, SHA-256, is that of all bytes but the comment and the two before it, which tell its length.
+    """
+    end = file.seek(0, os.SEEK_END) - 2
+    comment = _PREFIX + _digest(file, end)
+    file.seek(end)
+    file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file is whole: what it holds is what was sealed.
+
+    >>> import tempfile, torch
+    >>> path = Path(tempfile.mkdtemp()) / "x.ckpt"
+    >>> with open(path, "w+b") as file:
+    ...     torch.save({"a": 1}, file)
+    ...     seal(file)
+    >>> sealed(path), torch.load(path)
+    (True, {'a': 1})
+    """
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END) - _COMMENT - 2
+        if end < 0:
+            return False
+        found = _digest(file, end)
+        file.seek(end)
+        return file.read() == _COMMENT.to_bytes(2, "little") + _PREFIX + found
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 of some bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest(file: BinaryIO, count: int) -> bytes:
+    """SHA-256 of a file's first `count` bytes."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while count > 0:
+        part = file.read(min(count, 1 << 20))
+        if not part:
+            break
+        found.update(part)
+        count -= len(part)
+    return found.hexdigest().encode()

@@ -1,0 +1,120 @@
+"""What lies on disk is what was written, or it is set aside and the round that made it is trained again, and only that.
+
+While rounds are missing, what they start from is looked at; once all are done, everything is.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from lt_lightning import ticketfile
+from lt_lightning.atomic import write_text
+from lt_lightning.checksum import sealed
+from lt_lightning.configuration import compare
+from lt_lightning.plan import Plan
+from lt_lightning.rundir import TICKET, ArmDirectory
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A file, and the fit (round, arm) that makes it."""
+
+    path: Path
+    round: int
+    arm: str
+
+
+def set_aside_damaged(plan: Plan) -> list[Path]:
+    """Rename every damaged file to `<name>.damaged` and let the fit that made it be trained again, with a warning.
+
+    Returns:
+        The damaged files, under their old names.
+    """
+    damaged = [made for made in _to_check(plan) if made.path.exists() and not is_whole(made.path)]
+    for made in damaged:
+        os.replace(made.path, made.path.with_name(f"{made.path.name}.damaged"))
+        plan.directory.arm(made.round, made.arm).done.unlink(missing_ok=True)
+        warnings.warn(
+            f"{made.path} is damaged: it does not hold what was written. It is now {made.path.name}.damaged, and "
+            f"round {made.round} ({made.arm}), which makes it, is trained again; no other round is.",
+            stacklevel=2,
+        )
+    return [made.path for made in damaged]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of a run directory holds what was written, by the checksum that it or its marker has."""
+    if path.name == "done":
+        return ArmDirectory(path.parent).is_done_whole()
+    if path.name == "metrics.csv":
+        return ArmDirectory(path.parent).are_curves_whole()
+    return ticketfile.is_whole(path) if path.suffix == ".safetensors" else sealed(path)
+
+
+def _to_check(plan: Plan) -> list[_Made]:
+    """Markers first: what they know about other files counts only if they are whole."""
+    markers = [_Made(plan.directory.arm(*fit).done, *fit) for fit in plan.arms]
+    finished = {fit for fit in plan.arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
+    complete = len(finished) == len(plan.arms)
+    starts = [made for fit in plan.arms if complete or fit not in finished for made in _starts(plan, *fit)]
+    results = [made for fit in plan.arms if complete for made in _results(plan, *fit)]
+    return [*markers, *_points(plan), *starts, *results]
+
+
+def _points(plan: Plan) -> Iterator[_Made]:
+    rewind = plan.directory.rewind_point
+    copied = [rewind] if rewind.exists() and not rewind.is_symlink() else []
+    for path in (*sorted(plan.directory.point(0).parent.glob("*.ckpt")), *copied):
+        yield _Made(path, 0, TICKET)
+
+
+def _starts(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
+    """What a fit starts from or continues from. A ticket is made by the round before, but a control's by itself."""
+    files = plan.directory.arm(round, arm)
+    maker = max(round - 1, 0) if arm == TICKET else round
+    yield from (_Made(path, maker, arm) for path in (files.ticket, files.start))
+    if not files.done.exists():
+        yield _Made(files.last, round, arm)
+    if arm == TICKET and round > 0:
+        yield from _next(plan, round - 1)
+
+
+def _results(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
+    files = plan.directory.arm(round, arm)
+    last = [files.last] if plan.keep_last else []
+    yield from (_Made(path, round, arm) for path in (files.final, files.early_stop, files.curves, *last))
+    if arm == TICKET:
+        yield from _next(plan, round)
+
+
+def _next(plan: Plan, round: int) -> Iterator[_Made]:
+    """The ticket that was found after the last round."""
+    waiting = ArmDirectory(plan.directory.arm(round).next)
+    yield from (_Made(path, round, TICKET) for path in (waiting.ticket, waiting.start))
+
+
+def mend_config(plan: Plan) -> None:
+    """Restore `config.yaml` if it differs from the given configuration, but the tickets say that this is theirs."""
+    path = plan.directory.config
+    if not path.exists() or not _differs(path, plan):
+        return
+    tickets = [file for file in plan.directory.path.glob("round-*/**/*.safetensors") if ticketfile.is_whole(file)]
+    if tickets and all(ticketfile.read(file).config == plan.fingerprint for file in tickets):
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        write_text(path, yaml.safe_dump(dict(plan.config), sort_keys=False, allow_unicode=True))
+        warnings.warn(
+            f"{path} was damaged: the tickets here were made with the configuration given now, which it did not hold. "
+            f"It is written again; what was there is {path.name}.damaged.",
+            stacklevel=2,
+        )
+
+
+def _differs(path: Path, plan: Plan) -> bool:
+    try:
+        return bool(compare(yaml.safe_load(path.read_bytes()), plan.config))
+    except (ValueError, AttributeError, yaml.YAMLError):
+        return True

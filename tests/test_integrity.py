@@ -1,0 +1,205 @@
+"""What is damaged on disk is noticed, said, and made again by the fit that made it, and by no other."""
+
+import inspect
+import random
+import shutil
+import warnings
+
+import pytest
+import yaml
+from test_lottery import Stop, StopAt, assert_same_state, final, records_without_time
+from tiny import Tiny, play
+
+from lt_lightning import keep_weights, load_ticket, lottery
+from lt_lightning.integrity import set_aside_damaged
+
+ARGUMENTS = {"rounds": 2, "controls": ["reinit"], "rewind_step": 7, "rewind": keep_weights}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    play(directory, **ARGUMENTS)
+    return directory
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A finished run of its own."""
+    return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def flip(path, position, bit=0):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def again(directory, **arguments):
+    """Run the same command; the names of the fits that trained, and what was said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        models = play(directory, **(ARGUMENTS | arguments))
+    return list(models), [str(each.message) for each in said if "damaged" in str(each.message)]
+
+
+MAKERS = {
+    "config.yaml": None,
+    "points/step-0.ckpt": "round-00",
+    "points/step-7.ckpt": "round-00",
+    "round-00/ticket.safetensors": "round-00",
+    "round-00/final.ckpt": "round-00",
+    "round-00/early_stop.ckpt": "round-00",
+    "round-00/metrics.csv": "round-00",
+    "round-00/done": "round-00",
+    "round-01/ticket.safetensors": "round-00",
+    "round-01/start.ckpt": "round-00",
+    "round-01/final.ckpt": "round-01",
+    "round-01/done": "round-01",
+    "round-01/reinit/ticket.safetensors": "round-01/reinit",
+    "round-01/reinit/final.ckpt": "round-01/reinit",
+    "round-01/reinit/metrics.csv": "round-01/reinit",
+    "round-01/reinit/done": "round-01/reinit",
+    "round-02/ticket.safetensors": "round-01",
+    "round-02/start.ckpt": "round-01",
+    "round-02/next/ticket.safetensors": "round-02",
+    "round-02/next/start.ckpt": "round-02",
+}
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_damaged_file_is_made_again_by_the_fit_that_made_it_and_by_no_other(finished, run, name, how):
+    path, maker = run / name, MAKERS[name]
+    size = path.stat().st_size
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: size // 2])
+    else:
+        flip(path, path.read_bytes().index(b"layout") if name == "config.yaml" else size // 2)
+    trained, said = again(run)
+    assert trained == ([maker] if maker else [])
+    assert len(said) == 1
+    assert str(path) in said[0]
+    if maker:
+        round, arm = [*maker.split("/"), "ticket"][:2]
+        assert f"round {int(round[-2:])} ({arm}), which makes it, is trained again; no other round is" in said[0]
+    assert (path.parent / f"{path.name}.damaged").exists()
+    assert path.read_bytes() == (finished / name).read_bytes() or name.endswith(("done", ".ckpt"))
+    assert records_without_time(run) == records_without_time(finished)
+    for fit in ("round-00", "round-01", "round-01/reinit", "round-02", "round-02/reinit"):
+        assert_same_state(final(run, fit), final(finished, fit))
+    assert again(run) == ([], [])
+
+
+def test_records_are_written_anew_from_the_markers(finished, run):
+    flip(run / "records.csv", 300)
+    assert again(run) == ([], [])
+    assert (run / "records.csv").read_bytes() == (finished / "records.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_bit_flip_anywhere_in_a_finished_run_is_noticed_or_harmless(finished, tmp_path, record_property):
+    """Flips bits of every file, one at a time, and prints the table."""
+    harmless = {
+        "records.csv": "not read: written anew from the markers",
+        "config.yaml": "the others change nothing that is compared",
+    }
+    draws, lines = random.Random(0), []
+    for path in sorted(p for p in finished.rglob("*") if p.is_file() and not p.is_symlink()):
+        name, bits = path.relative_to(finished), path.stat().st_size * 8
+        flips = draws.sample(range(bits), 40)
+        noticed = sum(is_noticed(finished, tmp_path / "run", name, bit) for bit in flips)
+        assert noticed == len(flips) or str(name) in harmless, name
+        lines.append(f"{name!s:36} {noticed} of {len(flips)} flips noticed; {harmless.get(str(name), '')}".rstrip("; "))
+    assert len(lines) == 33
+    record_property("table", "\n".join(lines))
+
+
+def is_noticed(finished, run, name, bit):
+    """Whether a run with this bit flipped is refused, or told what is damaged."""
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(finished, run, symlinks=True)
+    flip(run / name, bit // 8, bit % 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            set_aside_damaged(plan_of(run))
+        except ValueError as error:
+            return str(run) in str(error)
+    return any(str(run / name) in str(each.message) for each in said)
+
+
+def plan_of(directory, **arguments):
+    return inspect.getgeneratorlocals(lottery(Tiny, directory=directory, **(ARGUMENTS | arguments)))["plan"]
+
+
+# What the rest of a run needs is looked at before it is trained
+
+
+def test_an_unfinished_run_is_told_of_damage_to_what_it_continues_from(tmp_path):
+    stop = StopAt("on_train_batch_end", 22)  # in the middle of round 1
+    with pytest.raises(Stop):
+        play(tmp_path, make_callbacks=lambda: [stop], **ARGUMENTS)
+    flip(tmp_path / "round-01" / "last.ckpt", 1000)
+    flip(tmp_path / "round-00" / "final.ckpt", 1000)  # nothing starts from it
+    trained, said = again(tmp_path)
+    assert trained[0] == "round-01"
+    assert len(said) == 1
+    assert "round-01/last.ckpt is damaged" in said[0]
+    trained, said = again(tmp_path)
+    assert trained == ["round-00"]
+    assert "round-00/final.ckpt is damaged" in said[0]
+
+
+def test_the_ticket_after_the_last_round_is_looked_at_when_the_run_grows(run):
+    flip(run / "round-02" / "next" / "ticket.safetensors", 1000)
+    trained, said = again(run, rounds=3)
+    assert trained == ["round-02", "round-03", "round-03/reinit"]
+    assert "round 2 (ticket), which makes it, is trained again" in said[0]
+
+
+def test_a_damaged_ticket_is_not_loaded(run):
+    path = run / "round-01" / "ticket.safetensors"
+    flip(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="is damaged: it does not hold what was written") as error:
+        load_ticket(path)
+    assert str(path) in str(error.value)
+
+
+def test_rounds_that_were_trained_with_a_ticket_keep_it(run):
+    """Trained again, a round may end with other bits on another machine; what began with its ticket stays as it is."""
+    ticket = run / "round-01" / "ticket.safetensors"
+    before = ticket.stat().st_mtime_ns
+    (run / "round-00" / "done").unlink()
+    play(run, **(ARGUMENTS | {"model": lambda: Tiny(lr=0.5)}))
+    assert ticket.stat().st_mtime_ns == before
+
+
+# Configurations and layouts
+
+
+def test_a_configuration_that_cannot_be_read_is_named(run):
+    (run / "config.yaml").write_bytes(b"\x00\xff")
+    for ticket in run.rglob("*.safetensors"):
+        ticket.unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read, and results lie beside it"):
+        lottery(Tiny, directory=run, **ARGUMENTS)
+
+
+def test_a_configuration_that_differs_is_refused_and_not_mended(run):
+    with pytest.raises(ValueError, match="results of another configuration"):
+        lottery(Tiny, directory=run, **(ARGUMENTS | {"seed": 1}))
+
+
+@pytest.mark.parametrize("layout", [None, 1, 3])
+def test_a_directory_of_another_layout_is_refused(run, layout):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["lottery"] |= {"layout": layout}
+    if layout is None:
+        del config["lottery"]["layout"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for ticket in run.rglob("*.safetensors"):
+        ticket.unlink()
+    with pytest.raises(ValueError, match="the run directory") as error:
+        lottery(Tiny, directory=run, **ARGUMENTS)
+    assert f"{run} has layout {layout or 1}, and this release reads and writes layout 2" in str(error.value)
