@@ -9,8 +9,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from lt_lightning.criteria import Evidence
-from lt_lightning.masks import Masks, find_prunable, plain_name
+from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan
+from lt_lightning.prunable import check_norms, empty_norms, find_prunable
 from lt_lightning.rundir import ArmDirectory, Checkpoint, commit, model_state, partial_path
 from lt_lightning.scopes import select
 from lt_lightning.seeding import derive, seed_all
@@ -27,12 +28,16 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     """Select the next round's masks from the trained module and write its ticket; call on one process.
 
     Raises:
-        ValueError: if the trained weights cannot be ranked; they are kept.
+        ValueError: if the trained weights cannot be ranked, or the masks would make a weight norm NaN; the weights
+            are kept.
     """
     arm = plan.directory.arm(round)
     try:
         scores = plan.criterion(gather_evidence(plan, round, masks, trainer))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
+        if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
+            return  # nobody has asked for that round; whoever does is told
+        check_norms(chosen, trainer.lightning_module)
     except ValueError as error:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)

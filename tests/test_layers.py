@@ -13,10 +13,11 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock"},
-    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
+    {"masks", "seeding", "processes", "lock", "parametrized", "lazy"},
+    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position", "layers"},
+    {"prunable"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning", "guard"},
+    {"early_stop", "points", "pruning", "guard", "preview"},
     {"measurements"},
     {"ticket"},
     {"lottery"},
