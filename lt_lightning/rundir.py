@@ -38,6 +38,7 @@ NEUTRAL = (
     "trainer.profiler*",
     "logger*",
     "launcher*",
+    "prune.dry_run",
     "threads",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
@@ -185,6 +186,17 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_empty(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+    """Remove a directory if nothing lies in it, and then its parents below `root` as long as they are empty."""
+    path, root = Path(path).resolve(), Path(root).resolve()
+    try:
+        path.rmdir()
+    except OSError:  # not empty, or not there
+        return
+    if root in path.parent.parents:
+        remove_empty(path.parent, root)
 
 
 class Checkpoint(Mapping[str, Any]):

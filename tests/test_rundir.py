@@ -296,6 +296,7 @@ def altered(key, value):
 NEUTRAL = [
     ("data.path", "/there"),
     ("data.num_workers", 4),
+    ("prune.dry_run", True),
     ("num_workers", 4),
     ("trainer.accelerator", "gpu"),
     ("trainer.devices", 8),
