@@ -9,7 +9,17 @@ from tiny import loaders, trainer
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
-from lt_lightning import layer_weights, layerwise, lottery, one_shot
+from lt_lightning import (
+    globally,
+    layer_weights,
+    layerwise,
+    lottery,
+    magnitude,
+    magnitude_increase,
+    movement,
+    one_shot,
+    random,
+)
 from lt_lightning.prunable import find_prunable, survey
 
 
@@ -181,6 +191,25 @@ def test_of_every_kind_half_the_weights_are_zero_in_what_the_layer_computes_with
         assert not model.get_parameter(name)[~mask].any()
         if "orthogonal" not in kind:
             assert torch.equal(effective(model, name) != 0, mask)
+
+
+class OneToFive(nn.Module):
+    """A parameter of every number of dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = nn.ParameterList(torch.randn(*[2] * (n - 1), 6) for n in range(1, 6))
+
+    def forward(self, x):
+        return sum(parameter.sum() for parameter in self.of) + x
+
+
+@pytest.mark.parametrize("criterion", [magnitude, magnitude_increase, movement, random])
+@pytest.mark.parametrize("scope", [globally, layerwise])
+def test_criteria_and_scopes_take_any_number_of_dimensions(criterion, scope, tmp_path):
+    ticket = play(tmp_path, OneToFive, ["net.*"], criterion=criterion, scope=scope)
+    assert [mask.dim() for mask in ticket.masks.values()] == [1, 2, 3, 4, 5]
+    assert sum(int(mask.sum()) for mask in ticket.masks.values()) == (6 + 12 + 24 + 48 + 96) // 2
 
 
 @pytest.mark.slow  # importing transformers takes seconds
