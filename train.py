@@ -15,7 +15,7 @@ from lt_lightning.analysis import report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
-from lt_lightning.rundir import RunDirectory
+from lt_lightning.rundir import RunDirectory, remove_empty
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
@@ -24,12 +24,23 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train the dense network, then every round's ticket and controls; what is done already is skipped."""
-    directory = HydraConfig.get().runtime.output_dir
+    hydra_config = HydraConfig.get()
+    directory = hydra_config.runtime.output_dir
+    try:
+        train(cfg, directory)
+    finally:
+        remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty
+
+
+def train(cfg: DictConfig, directory: str) -> None:
+    """One run in its directory; with `prune.dry_run` only the table of what would be pruned."""
     config = OmegaConf.to_container(cfg, resolve=True)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    data = instantiate(cfg.data)
+    data = None if cfg.prune.dry_run else instantiate(cfg.data)
     make_model = partial(instantiate, cfg.model)
     tickets = instantiate(cfg.prune)(make_model, directory=directory, seed=cfg.seed, config=config)
+    if cfg.prune.dry_run:
+        return
     fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
     with instantiate(cfg.logger)(directory, config=config) as loggers, Progress(directory, fits) as progress:
         for ticket in tickets:

@@ -2,8 +2,10 @@
 
 from lt_lightning.controls import Control, Ingredients, random_mask, reinit
 from lt_lightning.criteria import Criterion, Evidence, magnitude, magnitude_increase, movement, random
+from lt_lightning.layers import layer_weights
 from lt_lightning.lottery import lottery
-from lt_lightning.masks import Masks, Prunable, Scores, Weights, density
+from lt_lightning.masks import Masks, Scores, Weights, density
+from lt_lightning.prunable import Prunable
 from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
 from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
 from lt_lightning.scopes import Scope, globally, layerwise
@@ -33,6 +35,7 @@ __all__ = [
     "geometric",
     "globally",
     "keep_weights",
+    "layer_weights",
     "layerwise",
     "load_ticket",
     "lottery",

@@ -31,6 +31,7 @@ NEUTRAL = (
     "logger*",
     "launcher*",
     "threads",
+    "prune.dry_run",
     "prune.every",
     "prune.keep_last",
 )

@@ -7,17 +7,19 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import lock, ticketfile
+from lt_lightning import lazy, lock, preview, ticketfile
 from lt_lightning.configuration import claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.integrity import mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
-from lt_lightning.masks import Prunable, linear_and_convolution
+from lt_lightning.layers import layer_weights
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import is_writer, wait
+from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
 from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
@@ -48,6 +50,7 @@ def lottery(
     dense: bool = True,
     keep_last: bool = False,
     every: int | str | None = "1 epoch",
+    dry_run: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
     """Iterate over the fits of a lottery: round 0 once, then each round's ticket and that round's controls.
@@ -67,8 +70,8 @@ def lottery(
         rewind_step: when the rewind point is taken in round 0: steps (500, "500 steps") or epochs ("2 epochs").
         controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
             or names of ours. May grow.
-        prunable: patterns over parameter names (`!` leaves out), or a predicate of (name, parameter, module);
-            None: weights of linear, convolution and attention layers.
+        prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
+            (name, parameter, layer); None: weights of linear, convolution, recurrent and attention layers.
         monitor: the validation metric that decides the early stop; None: no early stop.
         mode: "min" or "max": which `monitor` is the best.
         seed: of everything random: initial weights, criteria and controls that draw, and the global generators, which
@@ -77,6 +80,7 @@ def lottery(
         keep_last: keep each fit's `last.ckpt` once it is done.
         every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", or None
             for the end of the fit alone. It changes no result.
+        dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
     Yields:
@@ -104,7 +108,7 @@ def lottery(
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
         controls=tuple(named(c) if isinstance(c, str) else c for c in _listed(controls)),
-        prunable=linear_and_convolution if prunable is None else _listed(prunable),
+        prunable=layer_weights if prunable is None else _listed(prunable),
         monitor=monitor,
         mode=mode,
         seed=seed,
@@ -114,6 +118,8 @@ def lottery(
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan)
+    if dry_run:
+        return _show(plan, model)
     if is_writer():
         mend_config(plan)
         claim(plan.directory.config, plan.config)
@@ -123,6 +129,13 @@ def lottery(
 def _listed(value: Any) -> Any:
     """A text alone stands for a list of one."""
     return [value] if isinstance(value, str) else value
+
+
+def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
+    module = _make(model, derive(plan.seed, "init"), configure=True)
+    if is_writer():
+        preview.show(plan, unwrap_compiled(module))
+    return iter(())
 
 
 def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
@@ -155,7 +168,7 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
         ingredients = control(ingredients)
     arm = control_name(control) if control else TICKET
     files = plan.directory.arm(round, arm)
-    module = _make(model, ingredients)
+    module = _make(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
     seed_all(derive(plan.seed, "body"))  # what the loop's body draws, such as a split of the data, is alike in all fits
@@ -177,7 +190,8 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
     if not files.ticket.exists():
         raise FileNotFoundError(
             f"{files.ticket} is missing, so round {round} cannot start: when round {round - 1} ended, the schedule had "
-            f"no density for it. Remove {plan.directory.arm(round - 1).done} to train that round again."
+            f"no density for it, or none that every weight norm can bear. Remove {plan.directory.arm(round - 1).done} "
+            "to train that round again."
         )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
@@ -198,14 +212,16 @@ def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Mo
     file.write(plan.directory.arm(round, arm).ticket)
 
 
-def _make(model: Model, ingredients: Ingredients) -> nn.Module:
-    if isinstance(model, nn.Module):
-        made = model
-    else:
-        with seeded(ingredients.init_seed):
-            made = model()
-    if not isinstance(unwrap_compiled(made), L.LightningModule):
-        raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
+def _make(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
+    """A model whose parameters have shapes; `configure` does what else the Trainer would do for that."""
+    with seeded(seed):
+        made = model if isinstance(model, nn.Module) else model()
+        module = unwrap_compiled(made)
+        if not isinstance(module, L.LightningModule):
+            raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
+        if configure and is_overridden("configure_model", module):
+            module.configure_model()
+        lazy.materialise(module)
     return made
 
 

@@ -4,11 +4,11 @@ Masks travel as a plain dictionary from parameter name to tensor and never live 
 broadcast in every distributed forward pass and saved twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Masks = dict[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape."""
@@ -21,68 +21,6 @@ Scores = Mapping[str, Tensor]
 
 Density = float | Mapping[str, float]
 """A density in (0, 1], or one per name pattern; the first pattern that matches a name counts."""
-
-Prunable = Sequence[str] | Callable[[str, nn.Parameter, nn.Module], bool]
-"""Which parameters may be pruned: name patterns, or a predicate of (name, parameter, owning module)."""
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ATTENTION_WEIGHTS = {"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
-
-
-def linear_and_convolution(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
-    """The default answer to what is prunable: weights of linear, convolution and attention projections.
-
-    Biases, normalisation, embeddings and frozen parameters are left alone (Frankle & Carbin 2019, section 2, prune
-    weights only).
-
-    >>> linear_and_convolution("0.weight", nn.Linear(2, 2).weight, nn.Linear(2, 2))
-    True
-    """
-    leaf = name.rpartition(".")[2]
-    if not parameter.requires_grad:
-        return False
-    if isinstance(module, nn.MultiheadAttention):
-        return leaf in _ATTENTION_WEIGHTS
-    return leaf == "weight" and isinstance(module, (nn.Linear, nn.Bilinear, *_CONVOLUTIONS))
-
-
-def find_prunable(module: nn.Module, prunable: Prunable = linear_and_convolution) -> dict[str, nn.Parameter]:
-    """The parameters of `module` that may be pruned, in the module's own order, tied ones once.
-
-    Args:
-        module: any module; names lose the prefixes that `torch.compile` and wrappers add.
-        prunable: a predicate of (name, parameter, owning module), or name patterns as in `fnmatch`. A pattern that
-            opens with `!` leaves out what it matches; patterns that only leave out start from the default.
-
-    Raises:
-        ValueError: if nothing is prunable, or a pattern matches nothing.
-
-    Example:
-        >>> list(find_prunable(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)), ["!2.*"]))
-        ['0.weight']
-    """
-    parameters = {plain_name(name): parameter for name, parameter in module.named_parameters()}
-    if callable(prunable):
-        owners = _owners(module)
-        found = {n: p for n, p in parameters.items() if prunable(n, p, owners[id(p)])}
-    else:
-        found = _match(list(prunable), parameters, module)
-    if not found:
-        raise ValueError(
-            f"nothing is prunable: of the {len(parameters)} parameters of {type(module).__name__} "
-            f"({_few(parameters)}) none was chosen by prunable={prunable!r}. "
-            "Pass lottery(..., prunable=[name patterns]) or a predicate that accepts at least one."
-        )
-    return found
-
-
-def _match(patterns: list[str], parameters: dict[str, nn.Parameter], module: nn.Module) -> dict[str, nn.Parameter]:
-    wanted = [p for p in patterns if not p.startswith("!")]
-    unwanted = [p[1:] for p in patterns if p.startswith("!")]
-    for pattern in wanted + unwanted:
-        require_match(pattern, parameters)
-    chosen = {n: p for n, p in parameters.items() if matches(n, wanted)} if wanted else find_prunable(module)
-    return {n: p for n, p in chosen.items() if not matches(n, unwanted)}
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -97,16 +35,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def require_match(pattern: str, names: Mapping[str, object] | Sequence[str]) -> None:
     """Raise a ValueError that lists the names if the pattern matches none of them."""
     if not any(fnmatchcase(name, pattern) for name in names):
-        raise ValueError(f"the pattern {pattern!r} matches nothing; the parameters are {_few(names, 20)}.")
-
-
-def _owners(module: nn.Module) -> dict[int, nn.Module]:
-    """Parameter id → the first module that holds it."""
-    owners: dict[int, nn.Module] = {}
-    for owner in module.modules():
-        for parameter in owner.parameters(recurse=False):
-            owners.setdefault(id(parameter), owner)
-    return owners
+        raise ValueError(f"the pattern {pattern!r} matches nothing; the parameters are {few(names, 20)}.")
 
 
 def plain_name(name: str) -> str:
@@ -120,7 +49,12 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _few(names: Mapping[str, object] | Sequence[str], limit: int = 5) -> str:
+def few(names: Mapping[str, object] | Sequence[str], limit: int = 5) -> str:
+    """The first few names, as a text.
+
+    >>> few(["a", "b", "c"], 2)
+    'a, b, ...'
+    """
     shown = list(names)[:limit]
     return ", ".join(shown) + (", ..." if len(names) > limit else "")
 

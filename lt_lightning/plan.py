@@ -9,7 +9,8 @@ from typing import Any
 from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
-from lt_lightning.masks import Density, Masks, Prunable
+from lt_lightning.masks import Density, Masks
+from lt_lightning.prunable import Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
 from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule

@@ -8,11 +8,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lt_lightning.atomic import staged
-from lt_lightning.checksum import seal
+from lt_lightning import saving
 from lt_lightning.criteria import Evidence
-from lt_lightning.masks import Masks, find_prunable, plain_name
+from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan
+from lt_lightning.prunable import check_norms, empty_norms, find_prunable
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
 from lt_lightning.seeding import derive, seed_all
@@ -29,7 +29,8 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     """Select the next round's masks from the trained module and write its ticket; call on one process.
 
     Raises:
-        ValueError: if the trained weights cannot be ranked; they are kept.
+        ValueError: if the trained weights cannot be ranked, or the masks would make a weight norm NaN; the weights
+            are kept.
     """
     arm = plan.directory.arm(round)
     if _in_use(plan.directory.arm(round + 1)):
@@ -37,6 +38,9 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     try:
         scores = plan.criterion(gather_evidence(plan, round, masks, trainer))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
+        if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
+            return  # nobody has asked for that round; whoever does is told
+        check_norms(chosen, trainer.lightning_module)
     except ValueError as error:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
@@ -59,9 +63,7 @@ def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[s
     if start is None:
         return "fresh", {}
     if start is not point:
-        with staged(target.start) as file:
-            torch.save(dict(start), file)
-            seal(file)
+        saving.write(start, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 

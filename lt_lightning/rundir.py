@@ -152,6 +152,17 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     return digest(json.dumps(content, sort_keys=True).encode())
 
 
+def remove_empty(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+    """Remove a directory if nothing lies in it, and then its parents below `root` as long as they are empty."""
+    path, root = Path(path).resolve(), Path(root).resolve()
+    try:
+        path.rmdir()
+    except OSError:  # not empty, or not there
+        return
+    if root in path.parent.parents:
+        remove_empty(path.parent, root)
+
+
 class Checkpoint(Mapping[str, Any]):
     """A checkpoint on disk that is read when it is first looked into.
 

@@ -1,6 +1,6 @@
 """Saving Lightning checkpoints atomically, and what each kind of them holds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,18 @@ def save(trainer: L.Trainer, path: Path) -> None:
         strategy.checkpoint_io = theirs
 
 
+def write(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically, with its checksum."""
+    with staged(path) as file:
+        torch.save(dict(checkpoint), file)
+        seal(file)
+
+
 class _Atomic(TorchCheckpointIO):
     """Lightning's own stages in the temporary folder, from which a rename is not atomic (issues 21253 and 19970)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with staged(Path(path)) as file:
-            torch.save(checkpoint, file)
-            seal(file)
+        write(checkpoint, Path(path))
 
 
 def trim_last(checkpoint: dict[str, Any]) -> None:

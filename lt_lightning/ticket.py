@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 from lt_lightning import epoch_metrics, guard, moments, points, position, saving
 from lt_lightning.controls import Ingredients
 from lt_lightning.interruption import Interruption
-from lt_lightning.masks import Masks, all_kept, check_fit, density, find_prunable, kept, plain_name, total
+from lt_lightning.masks import Masks, all_kept, check_fit, density, kept, plain_name, total
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import gather
+from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
@@ -151,6 +152,7 @@ class Ticket(Callback):
     def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
         parameters = find_prunable(pl_module, self.plan.prunable)
         check_fit(self.masks, parameters)
+        check_norms(self.masks, pl_module)
         self.plan.check_patterns(self.masks)
         return parameters
 

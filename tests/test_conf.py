@@ -77,7 +77,7 @@ def test_the_experiments_have_their_papers_hyperparameters():
 
 
 def test_the_convolutions_of_resnet20_are_pruned_and_nothing_else():
-    from lt_lightning.masks import find_prunable
+    from lt_lightning.prunable import find_prunable
 
     cfg = composed("experiment=late_rewinding_resnet20")
     weights = find_prunable(instantiate(cfg.model), cfg.prune.prunable)

@@ -13,10 +13,14 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock", "atomic", "checksum", "interruption", "moments", "epoch_metrics"},
-    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position"},
+    {
+        *("masks", "seeding", "processes", "lock", "parametrized", "lazy"),
+        *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
+    },
+    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position", "layers"},
+    {"prunable"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning", "guard", "integrity"},
+    {"early_stop", "points", "pruning", "guard", "preview", "integrity"},
     {"measurements"},
     {"ticket"},
     {"lottery"},

@@ -218,7 +218,8 @@ def test_nothing_is_prunable(tmp_path):
         lambda: play(tmp_path, model=Bare),
         ValueError,
         "nothing is prunable: of the 2 parameters of Bare (hidden.weight, hidden.bias) none was chosen",
-        "Pass lottery(..., prunable=[name patterns]) or a predicate that accepts at least one.",
+        "Pass lottery(..., prunable=[name patterns]) or a predicate that accepts at least one; "
+        "dry_run=True says why each was not.",
     )
 
 

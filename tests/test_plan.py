@@ -96,7 +96,7 @@ def test_the_stored_configuration_is_the_arguments_in_plain_values(tmp_path):
             "rewind": "lt_lightning.rewinds.to_point",
             "rewind_step": "2 epochs",
             "controls": ["reinit", "random_mask"],
-            "prunable": "lt_lightning.masks.linear_and_convolution",
+            "prunable": "lt_lightning.layers.layer_weights",
             "monitor": "val/loss",
             "mode": "min",
             "seed": 0,

@@ -7,8 +7,10 @@ import lightning as L
 import pytest
 from app import composed
 from tiny import Tiny, loaders
+from torch import nn
 
 from lt_lightning.analysis.report import draw
+from lt_lightning.prunable import find_prunable
 from lt_lightning.records import read_records
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
@@ -28,7 +30,7 @@ class Data(L.LightningDataModule):
 def test_the_code_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"L": L, "make_model": Tiny, "MyModule": Tiny, "datamodule": Data(), "cfg": composed()}
-    four, two_more, application, use, extend = BLOCKS
+    four, two_more, application, _, use, extend = BLOCKS
     exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, names)
     rows = read_records(Path("runs/mine/records.csv"))
     assert [row["round"] for row in rows] == list(range(11))
@@ -42,6 +44,20 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
     assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()
     with pytest.raises(RuntimeError, match="round-00 was not trained"):  # its body is left out
         exec("from hydra.utils import instantiate\n" + application, names)
+
+
+def test_the_ways_to_choose_what_is_pruned():
+    layers = {"hidden1": nn.Linear(40, 40), "embedding": nn.Embedding(4, 40), "head": nn.Linear(40, 4)}
+    found = {}
+    for line in re.findall(r"^prunable=.*", BLOCKS[3], re.MULTILINE):
+        exec("from lt_lightning import layer_weights\n" + line, names := {})
+        found[line.split(" ")[0]] = set(find_prunable(nn.ModuleDict(layers), names["prunable"]))
+    assert found == {
+        'prunable=["hidden*.weight"]': {"hidden1.weight"},
+        'prunable=["!*head*"]': {"hidden1.weight"},
+        'prunable=["+embedding.weight"]': {"hidden1.weight", "embedding.weight", "head.weight"},
+        "prunable=lambda": {"hidden1.weight"},
+    }
 
 
 def test_the_choices_of_the_table_are_the_configurations():
