@@ -23,6 +23,7 @@ from lt_lightning.schedules import Schedule, geometric
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.ticket import Ticket, unwrap_compiled
+from lt_lightning.twins import twins
 
 Model = nn.Module | Callable[[], nn.Module]
 """A function that makes a fresh LightningModule, or a LightningModule; `torch.compile` may be around it."""
@@ -195,7 +196,7 @@ def _make(model: Model, ingredients: Ingredients) -> nn.Module:
     else:
         with seeded(ingredients.init_seed):
             made = model()
-    if not isinstance(unwrap_compiled(made), L.LightningModule):
+    if not isinstance(unwrap_compiled(made), twins(L.LightningModule)):
         raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
     return made
 

@@ -23,6 +23,7 @@ from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.seeding import random_state, set_random_state
+from lt_lightning.twins import twins
 
 
 class Ticket(Callback):
@@ -118,14 +119,14 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
-        if not is_overridden("configure_model", pl_module):  # else its parameters may not exist yet
+        if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
             self.plan = replace(self.plan, directory=scratch)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, self, _EpochEnd(self)]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self, _epoch_end(self)]  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
@@ -178,7 +179,7 @@ class Ticket(Callback):
         if not self._multipliers:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            if isinstance(callback, twins(WeightAveraging)) and callback._average_model is not None:
                 self._mask_average(callback._average_model.module)
         for optimizer in trainer.optimizers:
             self._mask_state(optimizer)
@@ -368,7 +369,7 @@ class Ticket(Callback):
             self._measured.load_state_dict(state["measured"])
 
 
-class _EpochEnd(Checkpoint):
+class _EpochEnd:
     """Tells the ticket when an epoch has ended: Lightning calls checkpoint callbacks after all others and the module.
 
     The ticket cannot be a checkpoint callback itself: a Trainer with `enable_checkpointing=False` would refuse it.
@@ -379,6 +380,11 @@ class _EpochEnd(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ticket.on_train_epoch_ended(trainer)
+
+
+def _epoch_end(ticket: Ticket) -> Any:
+    """The callback that every Trainer takes for a checkpoint callback, whichever package it comes from."""
+    return type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
 
 
 def unwrap_compiled(model: nn.Module) -> L.LightningModule:

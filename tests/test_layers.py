@@ -13,7 +13,7 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"masks", "seeding", "processes", "lock"},
+    {"masks", "seeding", "processes", "lock", "twins"},
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
     {"plan", "ticketfile", "records", "saving"},
     {"early_stop", "points", "pruning", "guard"},
