@@ -1,4 +1,4 @@
-"""Lightning is published as two packages, `lightning` and `pytorch_lightning`, whose classes are alike and not the same.
+"""Lightning is published as two packages, `lightning` and `pytorch_lightning`: their classes are alike, not the same.
 
 A project may be written with either. This package imports the first; where it asks what a callback or a module of the
 project is, it asks for the class of both.
@@ -10,7 +10,7 @@ from typing import Any
 _OURS, _OTHER = "lightning.pytorch", "pytorch_lightning"
 
 
-def twins(*classes: type) -> tuple[type, ...]:
+def twins(*classes: type) -> tuple[Any, ...]:
     """These classes of `lightning.pytorch`, and their namesakes in `pytorch_lightning` if the project imported it.
 
     >>> from lightning.pytorch.callbacks import Checkpoint

@@ -16,7 +16,7 @@ FLOORS = (
     {"masks", "seeding", "processes", "lock", "twins"},
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "position"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning", "guard"},
+    {"early_stop", "points", "pruning", "guard", "tuning"},
     {"measurements"},
     {"ticket"},
     {"lottery"},
