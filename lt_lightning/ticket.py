@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -125,6 +126,8 @@ class Ticket(Callback):
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
+        if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
+            pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
