@@ -469,11 +469,12 @@ class Seeds(L.Callback):
         if trainer.current_epoch == 0:
             iter(trainer.train_dataloader)  # draws; in later epochs Lightning makes the iterator after this hook
 
-    def on_validation_start(self, trainer, module):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
         self.state = random_state()
 
     def on_validation_end(self, trainer, module):
-        set_random_state(self.state)
+        if not trainer.sanity_checking:
+            set_random_state(self.state)
 
 
 def select(module):
