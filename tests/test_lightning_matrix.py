@@ -61,3 +61,46 @@ def test_a_checkpoint_callback_that_writes_into_the_ticket_s_files_is_refused(tm
             fit.fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
         fit = trainer(ticket.directory, [ModelCheckpoint(dirpath=ticket.directory + "/checkpoints"), ticket], {})
         fit.fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
+
+
+class Bare(Plain):
+    """Without `self.log`, which Lightning cannot compile under torch 2.13."""
+
+    def training_step(self, batch, index):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self(batch[0])
+
+
+def compiled(module, backend):
+    return torch.compile(module, backend=backend)
+
+
+def with_a_compiled_layer(module, backend):
+    module.hidden = torch.compile(module.hidden, backend=backend)
+    return module
+
+
+@pytest.mark.parametrize("compile", [compiled, with_a_compiled_layer])
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh modules", "an instance"])
+def test_no_round_compiles_again(tmp_path, compile, fresh):
+    """One graph for training and one for evaluation, in round 0; masks and rewinds change values, and no guard.
+
+    This holds for modules that are made anew in each round, as long as they share the backend function.
+    """
+    torch._dynamo.reset()
+    graphs, counts = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def make():
+        return compile(Bare(), backend)
+
+    for ticket in lottery(make if fresh else make(), rounds=3, directory=tmp_path, monitor=None):
+        fit = trainer(ticket.directory, [ticket], {})
+        fit.fit(ticket.model, *loaders(shuffle=False), ckpt_path=ticket.ckpt_path)
+        counts.append(len(graphs))
+    assert counts == [2, 2, 2, 2]
