@@ -32,7 +32,14 @@ def test_a_ticket_trains_as_a_network_masked_by_other_means(tmp_path, name):
     check_row(tmp_path, name)
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.make_callbacks()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if row.telling else [pytest.mark.slow])
+        for name, row in ROWS.items()
+        if row.make_callbacks()
+    ],
+)
 def test_the_order_of_callbacks_does_not_change_the_result(tmp_path, name):
     check_order(tmp_path, name)
 

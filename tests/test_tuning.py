@@ -13,6 +13,7 @@ from lt_lightning import lottery
 from lt_lightning.rundir import Checkpoint
 
 pytestmark = pytest.mark.lightning_matrix
+slow = pytest.mark.slow
 
 
 class Stop(Exception):
@@ -91,7 +92,9 @@ def test_all_fits_train_with_what_the_first_one_found(whole):
     assert {(model.batch_size, model.lr) for model in models.values()} == {(32, found["lr"])}
 
 
-@pytest.mark.parametrize("options", [{}, {"max_steps": -1, "max_epochs": 3}], ids=["steps", "epochs"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"max_steps": -1, "max_epochs": 3}, marks=slow)], ids=["steps", "epochs"]
+)
 def test_a_search_leaves_no_other_trace(tmp_path, options):
     """As if its values had been there from the start."""
     models = play(tmp_path / "searched", options=options)
@@ -101,7 +104,9 @@ def test_a_search_leaves_no_other_trace(tmp_path, options):
     assert_same_run(tmp_path / "searched", tmp_path / "given")
 
 
-@pytest.mark.parametrize("stop", ["round-00", "round-01", "round-01/reinit"])
+@pytest.mark.parametrize(
+    "stop", [*(pytest.param(each, marks=slow) for each in ("round-00", "round-01")), "round-01/reinit"]
+)
 def test_an_interrupted_fit_does_not_search_again(tmp_path, whole, stop):
     with pytest.raises(Stop):
         play(tmp_path, stop=stop)
@@ -151,10 +156,20 @@ def tune(found):
     return search
 
 
-@pytest.mark.parametrize(
-    ("instance", "rewind_step"),
-    [(True, 7), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((True, 0), (False, 0), (False, 7)))],
-)
+def test_a_tuner_searches_on_the_ticket(tmp_path):
+    for ticket in lottery(Looking, rounds=1, directory=tmp_path):
+        fit = trainer(ticket, max_epochs=1)
+        ticket.model.ticket = ticket
+        Tuner(fit).lr_find(ticket.model, num_training=13, early_stop_threshold=None)
+        assert ticket.model.looks == 13
+        fit.fit(ticket.model, ckpt_path=ticket.ckpt_path)
+        assert ticket.model.looks == 18
+        assert fit.global_step == 5
+
+
+@slow
+@pytest.mark.parametrize("instance", [True, False])
+@pytest.mark.parametrize("rewind_step", [0, 7])
 def test_a_tuner_may_search_in_every_round_on_the_ticket(tmp_path, instance, rewind_step):
     def run(directory, stop=None, search=True, **values):
         found = []
