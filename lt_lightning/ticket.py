@@ -22,8 +22,7 @@ from lt_lightning.plan import Plan
 from lt_lightning.processes import gather
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
-from lt_lightning.rundir import TICKET, ArmDirectory, model_state
-from lt_lightning.rundir import Checkpoint as StoredCheckpoint
+from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.seeding import random_state, set_random_state
 from lt_lightning.twins import twins
 
@@ -234,9 +233,7 @@ class Ticket(Callback):
         self._tuning.begin(trainer, self.plan.seed)
         if not tuning.searched_by_tuner(trainer):
             return
-        beginning = self.plan.directory.point(0) if self._makes_points else self._start
-        if beginning and Path(beginning).exists():  # an instance of a model has the weights of an earlier fit
-            pl_module.load_state_dict(model_state(StoredCheckpoint(Path(beginning))))
+        tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
         self._mask_module(pl_module)
         for parameter, multiplier in self._multipliers.items():
             if parameter.requires_grad:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateF
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.rundir import Checkpoint, model_state
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
 from lt_lightning.twins import twins
 
@@ -82,6 +82,12 @@ class Tuning:
 def searched_by_tuner(trainer: L.Trainer) -> bool:
     """Whether this fit is the search of a `Tuner`, and ends with it."""
     return any(finder._early_exit for finder in _finders(trainer))
+
+
+def load_weights(module: L.LightningModule, path: Path | str | None) -> None:
+    """Go to where the round starts, if that is known: an instance of a model has the weights of an earlier fit."""
+    if path and Path(path).exists():
+        module.load_state_dict(model_state(Checkpoint(Path(path))))
 
 
 def forget_search(trainer: L.Trainer) -> None:
