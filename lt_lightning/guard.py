@@ -3,6 +3,7 @@
 Lightning asks the model for callbacks before every fit, which is the last chance to see that the ticket is missing.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,4 +46,4 @@ def take_off(model: L.LightningModule) -> None:
 
 def _with_guard(model: L.LightningModule, ticket: Any) -> list[Callback]:
     configured = type(model).configure_callbacks(model)
-    return [*([configured] if isinstance(configured, Callback) else configured), Guard(ticket)]
+    return [*(configured if isinstance(configured, Sequence) else [configured]), Guard(ticket)]

@@ -27,6 +27,7 @@ from lt_lightning.schedules import Schedule, geometric
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.ticket import Ticket, unwrap_compiled
+from lt_lightning.twins import twins
 
 Model = nn.Module | Callable[[], nn.Module]
 """A function that makes a fresh LightningModule, or a LightningModule; `torch.compile` may be around it."""
@@ -217,9 +218,9 @@ def _make(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
     with seeded(seed):
         made = model if isinstance(model, nn.Module) else model()
         module = unwrap_compiled(made)
-        if not isinstance(module, L.LightningModule):
+        if not isinstance(module, twins(L.LightningModule)):
             raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
-        if configure and is_overridden("configure_model", module):
+        if configure and is_overridden("configure_model", module, L.LightningModule):
             module.configure_model()
         lazy.materialise(module)
     return made

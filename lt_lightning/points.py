@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from lt_lightning.plan import Plan
+from lt_lightning.twins import twins
 
 
 def check(trainer: L.Trainer, plan: Plan) -> None:
@@ -43,7 +44,8 @@ def due(trainer: L.Trainer, plan: Plan, epochs: int) -> Path | None:
 def averaging_keys(trainer: L.Trainer) -> list[str]:
     """The callbacks whose states are rewound: those that average weights, since their averages are weights too."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [c.state_key for c in callbacks if isinstance(c, (WeightAveraging, StochasticWeightAveraging))]
+    averaging = twins(WeightAveraging, StochasticWeightAveraging)
+    return [c.state_key for c in callbacks if isinstance(c, averaging)]
 
 
 def _is_trial(trainer: L.Trainer) -> bool:

@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, moments, points, position, saving
+from lt_lightning import epoch_metrics, guard, moments, points, position, saving, tuning
 from lt_lightning.controls import Ingredients
 from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Masks, all_kept, check_fit, density, kept, plain_name, total
@@ -25,6 +26,7 @@ from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.seeding import random_state, set_random_state
+from lt_lightning.twins import twins
 
 
 class Ticket(Callback):
@@ -50,10 +52,12 @@ class Ticket(Callback):
         self.ckpt_path = str(resume) if resume else ingredients.start
         self.fitted = False
         self._resuming = resume is not None
+        self._start = ingredients.start
         self._masks = ingredients.masks
         self._multipliers: dict[nn.Parameter, Tensor] = {}
         self._handles: list[Any] = []
         self._measured = Measurements(plan.monitor, plan.mode)
+        self._tuning = tuning.Tuning()
         self._trained = False
         self._random_states: list[Any] = []
         self._random_state: Any = None
@@ -125,14 +129,29 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
-        if not is_overridden("configure_model", pl_module):  # else its parameters may not exist yet
+        if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
+        self._require_own_directory(trainer)
+        if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
+            pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
             self.plan = replace(self.plan, directory=scratch)
+        searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, self, _EpochEnd(self)]  # type: ignore[attr-defined]
+        first = [_BeforeSearch(self)] if searches else []
+        trainer.callbacks = [*first, *others, self, _epoch_end(self)]  # type: ignore[attr-defined]
+
+    def _require_own_directory(self, trainer: L.Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            given = callback.dirpath if isinstance(callback, twins(ModelCheckpoint)) else None
+            if given and Path(given).resolve() == self.files.path.resolve():
+                raise ValueError(
+                    f"ModelCheckpoint(dirpath={str(given)!r}) writes where the ticket keeps its own last.ckpt, "
+                    "early_stop.ckpt and final.ckpt, and could replace them: leave dirpath out, or write "
+                    'dirpath=ticket.directory + "/checkpoints".'
+                )
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
@@ -143,7 +162,11 @@ class Ticket(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
+        self._tuning.conclude(trainer, pl_module)
         self._measured.start_clock()
+        self._mask_module(pl_module)
+
+    def _mask_module(self, pl_module: L.LightningModule) -> None:
         parameters = self._check_masks(pl_module)
         if kept(self.masks) < total(self.masks):
             self._multipliers = {p: _multiplier(self.masks[name], p) for name, p in parameters.items()}
@@ -202,7 +225,7 @@ class Ticket(Callback):
         if not self._multipliers:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            if isinstance(callback, twins(WeightAveraging)) and callback._average_model is not None:
                 self._mask_average(callback._average_model.module)
         for optimizer in trainer.optimizers:
             self._mask_state(optimizer)
@@ -228,6 +251,20 @@ class Ticket(Callback):
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.mul_(multiplier.to(value.device))
+
+    def before_search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a `Tuner` search on this ticket, from where the round starts; Lightning does so without callbacks."""
+        self._tuning.begin(trainer, self.plan.seed)
+        if not tuning.searched_by_tuner(trainer):
+            return
+        tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
+        self._mask_module(pl_module)
+        for parameter, multiplier in self._multipliers.items():
+            if parameter.requires_grad:
+                hook = partial(_mask_gradient, multiplier)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        for optimizer in trainer.optimizers:
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
@@ -388,7 +425,8 @@ class Ticket(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, _EpochEnd)]  # type: ignore[attr-defined]
+        ours = (_EpochEnd, _BeforeSearch)
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
 
     def release_model(self) -> None:
         """Let the model be fitted by any Trainer, now that its round is done."""
@@ -431,8 +469,9 @@ class Ticket(Callback):
         self._trim(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Random state, time and what was measured so far."""
-        return {"random_states": gather(random_state()), "measured": self._measured.state_dict()}
+        """Random state, what finders found, time and what was measured so far."""
+        measured = self._measured.state_dict()
+        return {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
@@ -441,7 +480,17 @@ class Ticket(Callback):
             self._measured.load_state_dict(state["measured"])
 
 
-class _EpochEnd(Checkpoint):
+class _BeforeSearch(Callback):
+    """Tells the ticket that a finder is about to search: finders stand before all other callbacks."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ticket.before_search(trainer, pl_module)
+
+
+class _EpochEnd:
     """Tells the ticket when an epoch has ended: Lightning calls checkpoint callbacks after all others and the module.
 
     The ticket cannot be a checkpoint callback itself: a Trainer with `enable_checkpointing=False` would refuse it.
@@ -454,9 +503,19 @@ class _EpochEnd(Checkpoint):
         self._ticket.on_train_epoch_ended(trainer)
 
 
+def _epoch_end(ticket: Ticket) -> Any:
+    """The callback that every Trainer takes for a checkpoint callback, whichever package it comes from."""
+    return type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
+
+
 def unwrap_compiled(model: nn.Module) -> L.LightningModule:
     """The module within `torch.compile`, or the module itself."""
     return cast(L.LightningModule, getattr(model, "_orig_mod", model))
+
+
+def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.mul_(multiplier)
 
 
 def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:

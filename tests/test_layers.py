@@ -14,13 +14,13 @@ ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
     {
-        *("masks", "seeding", "processes", "lock", "parametrized", "lazy"),
+        *("masks", "seeding", "processes", "lock", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
     },
     {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position", "layers"},
     {"prunable"},
     {"plan", "ticketfile", "records", "saving"},
-    {"early_stop", "points", "pruning", "guard", "preview", "integrity"},
+    {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},
     {"measurements"},
     {"ticket"},
     {"lottery"},

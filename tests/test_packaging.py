@@ -20,8 +20,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TOOLS = {"ruff", "mypy", "build", "hatchling", "pytest-xdist"}
-"""Parts of the test extra that are run, or plugged in, and not imported."""
+TOOLS = {"ruff", "mypy", "build", "hatchling", "pytest-xdist", "jsonargparse"}
+"""Parts of the test extra that are run, plugged in, or imported by `lightning.pytorch.cli`, and not by us."""
 
 # A project of somebody else, with a config directory of its own.
 APP = """

@@ -6,9 +6,11 @@ from pathlib import Path
 import lightning as L
 import pytest
 from app import composed
-from tiny import Tiny, loaders
+from lightning.pytorch.cli import LightningCLI
+from tiny import STEPS_PER_EPOCH, Tiny, loaders
 from torch import nn
 
+from lt_lightning import lottery
 from lt_lightning.analysis.report import draw
 from lt_lightning.prunable import find_prunable
 from lt_lightning.records import read_records
@@ -30,7 +32,7 @@ class Data(L.LightningDataModule):
 def test_the_code_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"L": L, "make_model": Tiny, "MyModule": Tiny, "datamodule": Data(), "cfg": composed()}
-    four, two_more, application, _, use, extend = BLOCKS
+    four, two_more, _, application, _, use, extend = BLOCKS
     exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, names)
     rows = read_records(Path("runs/mine/records.csv"))
     assert [row["round"] for row in rows] == list(range(11))
@@ -49,7 +51,7 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
 def test_the_ways_to_choose_what_is_pruned():
     layers = {"hidden1": nn.Linear(40, 40), "embedding": nn.Embedding(4, 40), "head": nn.Linear(40, 4)}
     found = {}
-    for line in re.findall(r"^prunable=.*", BLOCKS[3], re.MULTILINE):
+    for line in re.findall(r"^prunable=.*", BLOCKS[4], re.MULTILINE):
         exec("from lt_lightning import layer_weights\n" + line, names := {})
         found[line.split(" ")[0]] = set(find_prunable(nn.ModuleDict(layers), names["prunable"]))
     assert found == {
@@ -58,6 +60,22 @@ def test_the_ways_to_choose_what_is_pruned():
         'prunable=["+embedding.weight"]': {"hidden1.weight", "embedding.weight", "head.weight"},
         "prunable=lambda": {"hidden1.weight"},
     }
+
+
+def test_the_loop_of_a_command_line_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quiet = [f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")]
+    callbacks = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    options = ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--optimizer=SGD", "--optimizer.lr=0.1"]
+    monkeypatch.setattr("sys.argv", ["program", *quiet, *options, *callbacks])
+    names = {"LightningCLI": LightningCLI, "lottery": lottery, "MyModule": Tiny, "MyData": Data}
+    exec(BLOCKS[2], names)
+    fits = [row["steps"] for row in read_records(Path("runs/cli/records.csv"))]
+    assert fits == [2 * STEPS_PER_EPOCH] * 4
+    assert [type(each).__name__ for each in names["trainer"].callbacks][:2] == ["EarlyStopping", "SaveConfigCallback"]
+    assert names["trainer"].optimizers[0].param_groups[0]["lr"] == 0.1
+    Path("runs/cli/round-03/done").unlink()
+    exec(BLOCKS[2], names)  # as if it had been interrupted: the stored command line does not stand in the way
 
 
 def test_the_choices_of_the_table_are_the_configurations():

@@ -1,0 +1,584 @@
+"""Every way that Lightning trains, one row each, and how a row is checked.
+
+A row is trained for two rounds by the ticket, and again by a reference that knows nothing of tickets: a dense fit from
+the same weights, a selection of its own, and a fit of a module that masks its gradients by tensor hooks and its weights
+in `optimizer_step`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import CombinedLoader
+from tiny import Tiny, data, loaders
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as adversarial
+from torch.utils.data import DataLoader, IterableDataset
+
+from lt_lightning import lottery, one_shot
+from lt_lightning.records import read_records
+from lt_lightning.rundir import Checkpoint, model_state
+from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
+
+O = torch.optim  # noqa: E741
+SCHEDULES = torch.optim.lr_scheduler
+DENSITY = 0.4
+
+
+# What is trained
+
+
+class Plain(Tiny):
+    """Tiny without what draws random numbers, so that a reference sees the same."""
+
+    def __init__(self, make_optimizer=None, make_schedule=None, interval="step", monitor=None):
+        super().__init__()
+        self.drop = nn.Identity()
+        self.make_optimizer = make_optimizer or (lambda module: O.Adam(module.parameters(), 0.02))
+        self.make_schedule, self.interval, self.monitor = make_schedule, interval, monitor
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer(self)
+        if self.make_schedule is None:
+            return optimizer
+        plan = {"scheduler": self.make_schedule(optimizer), "interval": self.interval}
+        return {"optimizer": optimizer, "lr_scheduler": plan | ({"monitor": self.monitor} if self.monitor else {})}
+
+    def predict_step(self, batch, index):
+        return self(batch[0])
+
+
+class TwoOptimizers(Plain):
+    """Manual optimization, one optimizer a layer, the second stepping twice as often."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        first = O.Adam([*self.hidden.parameters(), *self.norm.parameters()], 0.02)
+        return first, O.SGD(self.output.parameters(), 0.1, momentum=0.9)
+
+    def training_step(self, batch, index):
+        first, second = self.optimizers()
+        for optimizer, repeats in ((first, 1), (second, 2)):
+            for _ in range(repeats):
+                loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+        self.log("train/loss", loss)
+
+
+class Gan(L.LightningModule):
+    """A generator from 4 to 8 numbers and a discriminator, each with its Adam; the noise is a function of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 8))
+        self.discriminator = nn.Sequential(nn.Linear(8, 10), nn.LeakyReLU(0.2), nn.Linear(10, 1))
+
+    def configure_optimizers(self):
+        parts = (self.generator, self.discriminator)
+        return [O.Adam(part.parameters(), 0.01, betas=(0.5, 0.999)) for part in parts], []
+
+    def fake(self, batch):
+        return self.generator(torch.sin(9 * batch[0][:, :4]))
+
+    def says(self, examples, real):
+        logits = self.discriminator(examples)
+        return adversarial(logits, torch.full_like(logits, real))
+
+    def training_step(self, batch, index):
+        for optimizer, loss_of in zip(self.optimizers(), (self.generating, self.discriminating), strict=True):
+            self.toggle_optimizer(optimizer)
+            loss = loss_of(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+            self.log("train/loss", loss)
+
+    def generating(self, batch):
+        return self.says(self.fake(batch), 1.0)
+
+    def discriminating(self, batch):
+        return (self.says(batch[0], 1.0) + self.says(self.fake(batch).detach(), 0.0)) / 2
+
+    def validation_step(self, batch, index):
+        self.log("val/loss", self.generating(batch))
+
+
+class Frozen(Plain):
+    def __init__(self):
+        super().__init__()
+        self.hidden.weight.requires_grad_(False)
+
+
+class Drawing(Plain):
+    """With dropout, and a validation that draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+
+    def validation_step(self, batch, index):
+        super().validation_step(batch, index)
+        torch.rand(3)
+
+
+class Pair(Plain):
+    """Of two batches at once, in a list or under names."""
+
+    def training_step(self, batch, index):
+        parts = batch.values() if isinstance(batch, dict) else batch
+        return sum(super(Pair, self).training_step(part, index) for part in parts)
+
+
+class Commanded(Plain):
+    """Whose optimizer comes from a command line."""
+
+    def __init__(self, width: int = 12):
+        super().__init__()
+
+
+def groups(module):
+    decayed = [p for n, p in module.named_parameters() if n.endswith("weight")]
+    others = [p for n, p in module.named_parameters() if not n.endswith("weight")]
+    return O.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": others, "lr": 0.01}], 0.1, momentum=0.9)
+
+
+def muon(module):
+    return O.Muon([module.hidden.weight, module.output.weight], 0.02)
+
+
+def optimizer(make, **options):
+    return lambda: Plain(lambda module: make(module.parameters(), **options))
+
+
+def schedule(make, interval="step", monitor=None, **options):
+    return lambda: Plain(make_schedule=lambda o: make(o, **options), interval=interval, monitor=monitor)
+
+
+def compiled_layer():
+    module = Plain()
+    module.hidden = torch.compile(module.hidden, backend="eager")
+    return module
+
+
+# The data
+
+
+class Stream(IterableDataset):
+    """The examples in their order, without a length."""
+
+    def __iter__(self):
+        return iter(data())
+
+
+def in_order(**options):
+    return loaders(shuffle=False, **options)
+
+
+def streamed():
+    return DataLoader(Stream(), 20), loaders()[1]
+
+
+def listed():
+    return [DataLoader(data(), 20), DataLoader(data(), 10)], loaders()[1]
+
+
+def named():
+    parts = {"a": DataLoader(data(), 20), "b": DataLoader(data(), 25)}
+    return CombinedLoader(parts, "max_size_cycle"), loaders()[1]
+
+
+# Who trains
+
+
+def trainer(directory, callbacks, options):
+    defaults = {"max_epochs": 3, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    settings = defaults | {"enable_model_summary": False, "enable_checkpointing": checkpointing} | options
+    return L.Trainer(callbacks=callbacks, default_root_dir=directory, **settings)
+
+
+def command_line():
+    arguments = ["--trainer.max_epochs=3", "--trainer.accelerator=cpu", "--trainer.logger=false", "--optimizer=SGD"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    momentum = ["--optimizer.lr=0.1", "--optimizer.momentum=0.9", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=2"]
+    saving = ["--trainer.enable_checkpointing=false", "--trainer.callbacks+=EMAWeightAveraging"]
+    return LightningCLI(
+        Commanded,
+        run=False,
+        args=[*arguments, *quiet, *momentum, *saving, "--trainer.callbacks.decay=0.8"],
+        seed_everything_default=False,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+cli: Any = None
+
+
+def commanded_module():
+    """Module, callbacks and optimizer of the command line, all new."""
+    global cli
+    cli = cli or command_line()
+    cli.instantiate_classes()
+    return cli.model
+
+
+def commanded_trainer(directory, callbacks, options):
+    made = cli.instantiate_trainer(default_root_dir=directory)
+    made.callbacks.extend(callbacks)
+    return made
+
+
+def evaluate(fit, module, loader):
+    fit.validate(module, loader, verbose=False)
+    fit.test(module, loader, verbose=False)
+    fit.predict(module, loader)
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train.
+
+    Args:
+        make_module: makes the module.
+        options: of the Trainer.
+        make_callbacks: makes the callbacks beside the ticket.
+        make_loaders: makes the loaders for training and validation.
+        make_trainer: makes a Trainer from a directory, callbacks and options.
+        around: is called with Trainer, module and validation loader, before and after the fit.
+        rewind_step: of the lottery.
+        seeds: makes the callbacks that give the reference the random numbers of the ticket.
+        folder: of the run directory in which the files are.
+        stop: (epoch, batch) at which a fit is interrupted; None: it cannot go on.
+        telling: whether it is interrupted by default too, not only among the slow tests.
+        needs: a device that the row cannot do without.
+        expected: why the interrupted row is expected to fail.
+    """
+
+    make_module: Callable[[], L.LightningModule] = Plain
+    options: dict[str, Any] = field(default_factory=dict)
+    make_callbacks: Callable[[], list[L.Callback]] = list
+    make_loaders: Callable[[], tuple[Any, Any]] = in_order
+    make_trainer: Callable[..., L.Trainer] = trainer
+    around: Callable[..., None] = lambda *_: None
+    rewind_step: int = 0
+    seeds: Callable[[], list[L.Callback]] = list
+    folder: str = ""
+    stop: tuple[int, int] | None = (1, 1)
+    telling: bool = False
+    needs: str = ""
+    expected: str = ""
+
+
+PLATEAU = "Lightning saves before the plateau schedule's step, and a restarted epoch skips it"
+OFTEN = {"max_epochs": 4, "val_check_interval": 2}
+
+ROWS = {
+    "adam": Row(),
+    "accumulation": Row(options={"accumulate_grad_batches": 2}, telling=True),
+    "accumulation with a rest": Row(options={"accumulate_grad_batches": 3}),
+    "clipping by norm": Row(options={"gradient_clip_val": 0.05}, telling=True),
+    "clipping by value": Row(options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "bf16-mixed": Row(options={"precision": "bf16-mixed"}),
+    "16-mixed": Row(options={"precision": "16-mixed", "accelerator": "gpu", "devices": 1}, needs="cuda"),
+    "float64": Row(options={"precision": "64-true"}),
+    "two optimizers by hand": Row(TwoOptimizers),
+    "gan": Row(Gan, telling=True),
+    "parameter groups": Row(lambda: Plain(groups), {"gradient_clip_val": 0.1}),
+    "frozen parameters": Row(Frozen),
+    "sgd": Row(optimizer(O.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)),
+    "adamw": Row(optimizer(O.AdamW, lr=0.02, foreach=False)),
+    "adamw fused": Row(optimizer(O.AdamW, lr=0.02, fused=True)),
+    "adamw foreach": Row(optimizer(O.AdamW, lr=0.02, foreach=True)),
+    "rmsprop": Row(optimizer(O.RMSprop, lr=0.01, momentum=0.5)),
+    "muon": Row(lambda: Plain(muon)),
+    "lbfgs": Row(optimizer(O.LBFGS, lr=0.1, max_iter=3)),
+    "schedule by step": Row(schedule(SCHEDULES.StepLR, step_size=3, gamma=0.5)),
+    "schedule by epoch": Row(schedule(SCHEDULES.ExponentialLR, "epoch", gamma=0.3), telling=True),
+    "schedule by plateau": Row(
+        schedule(SCHEDULES.ReduceLROnPlateau, "epoch", "val/loss", patience=0, factor=0.1, threshold=0.5),
+        {"max_epochs": 5},
+        expected=PLATEAU,
+    ),
+    "compiled layer": Row(compiled_layer),
+    "validation within epochs": Row(options={"val_check_interval": 2}, telling=True),
+    "validation by fraction": Row(options={"val_check_interval": 0.5}),
+    "limited batches": Row(options={"limit_train_batches": 3, "limit_val_batches": 1}),
+    "limited by fraction": Row(options={"limit_train_batches": 0.5}, stop=(1, 0)),
+    "max_steps": Row(options={"max_steps": 8, "max_epochs": -1}, telling=True),
+    "max_time": Row(options={"max_time": "00:00:05:00"}),
+    "fast_dev_run": Row(options={"fast_dev_run": 2}, folder="fast_dev_run", stop=None),
+    "overfitting": Row(options={"overfit_batches": 2}, stop=(1, 0)),
+    "no sanity check": Row(options={"num_sanity_val_steps": 0}),
+    "evaluation in the loop": Row(around=evaluate, telling=True),
+    "workers": Row(make_loaders=partial(in_order, workers=2)),
+    "iterable": Row(make_loaders=streamed, telling=True),
+    "list of loaders": Row(Pair, make_loaders=listed),
+    "combined loaders": Row(Pair, make_loaders=named),
+    "command line": Row(commanded_module, make_trainer=commanded_trainer, telling=True),
+    "late rewinding": Row(rewind_step=7, stop=(2, 1)),
+    "late rewinding with random numbers": Row(
+        Drawing, {"val_check_interval": 1}, rewind_step=7, seeds=lambda: [Seeds()], stop=(2, 1), telling=True
+    ),
+    "early stopping": Row(
+        options={"max_epochs": 4}, make_callbacks=lambda: [EarlyStopping("val/loss", patience=0, min_delta=0.2)]
+    ),
+    "checkpoints": Row(
+        options=OFTEN, make_callbacks=lambda: [ModelCheckpoint(monitor="val/loss", save_top_k=2, save_last=True)]
+    ),
+    "averaging": Row(options=OFTEN, make_callbacks=lambda: [EMAWeightAveraging(decay=0.8)], telling=True),
+    "stochastic averaging": Row(
+        options=OFTEN, make_callbacks=lambda: [StochasticWeightAveraging(0.05, swa_epoch_start=1)], stop=(2, 1)
+    ),
+    "several": Row(
+        options=OFTEN,
+        make_callbacks=lambda: [
+            ModelCheckpoint(monitor="val/loss"),
+            EMAWeightAveraging(decay=0.5),
+            EarlyStopping("val/loss"),
+        ],
+    ),
+}
+
+
+# The ticket's two rounds
+
+
+class Stop(Exception):
+    """Interrupts a fit."""
+
+
+class Ending(L.Callback):
+    """Raises at a batch of an epoch."""
+
+    def __init__(self, stop):
+        self.stop = stop
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if (trainer.current_epoch, index) == self.stop:
+            raise Stop
+
+
+class Watch(L.Callback):
+    """Looks under the masks at every step and validation, and keeps the trajectory."""
+
+    def __init__(self, masks, since=0):
+        self.masks, self.since, self.looks, self.losses = masks, since, 0, []
+
+    def look(self, module):
+        if module.trainer.global_step <= self.since > 0:
+            return
+        for name, mask in self.masks.items():
+            assert not parameter(module, name).detach().cpu()[~mask].any(), name
+        self.looks += 1
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.look(module)
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_validation_start(self, trainer, module):
+        if trainer.state.fn == "fit" or trainer.global_step > 0:  # before the fit a fresh model is dense
+            self.look(module)
+
+    on_validation_end = on_test_end = on_predict_end = on_validation_start
+
+
+def parameter(module, name):
+    return next(p for n, p in module.named_parameters() if n.replace("_orig_mod.", "") == name)
+
+
+def fit(row, made, module, **options):
+    train, validation = row.make_loaders()
+    row.around(made, module, validation)
+    made.fit(module, train, validation, **options)
+    row.around(made, module, validation)
+
+
+def play(directory, row, after=False, stop_round=None):
+    """Two rounds: each round's watch and ticket, by round."""
+    played = []
+    arguments = {"schedule": one_shot(DENSITY), "monitor": None, "keep_last": True, "rewind_step": row.rewind_step}
+    for ticket in lottery(row.make_module, rounds=1, directory=directory, **arguments):
+        watch, others = Watch(ticket.masks), row.make_callbacks()
+        if ticket.round == stop_round:
+            others = [Ending(row.stop), *others]
+        callbacks = [watch, ticket, *others] if after else [*others, watch, ticket]
+        made = row.make_trainer(ticket.directory, callbacks, row.options)
+        fit(row, made, ticket.model, ckpt_path=ticket.ckpt_path)
+        played.append((watch, ticket))
+    return played
+
+
+# The reference
+
+
+def masked(module, masks, since=0):
+    """The module, holding itself to the masks by hooks of its own, from a step on.
+
+    Late rewinding comes back to the dense network of that step, so its reference is dense until then.
+    """
+    held = {name: parameter(module, name) for name in masks}
+    on = {name: mask.clone().fill_(True) for name, mask in masks.items()} if since else dict(masks)
+
+    def hold():
+        for name, weight in held.items():
+            weight.data.mul_(on[name].to(weight.device))
+
+    hold()
+    for name, weight in held.items():
+        if weight.requires_grad:
+            weight.register_hook(lambda gradient, name=name: gradient * on[name].to(gradient.device))
+
+    class Masked(type(module)):
+        def optimizer_step(self, *arguments, **options):
+            super().optimizer_step(*arguments, **options)
+            hold()
+
+        def on_train_batch_end(self, *arguments):
+            if self.trainer.global_step == since:
+                on.update(masks)
+                hold()
+                for name, weight in held.items():
+                    for value in self.trainer.optimizers[0].state[weight].values():
+                        value.mul_(on[name]) if value.shape == weight.shape else None
+
+    module.__class__ = Masked
+    return module
+
+
+class Seeds(L.Callback):
+    """An epoch draws by (seed, epoch), and validation draws apart from training: what the README promises."""
+
+    def on_train_epoch_start(self, trainer, module):
+        seed_all(derive(0, "epoch", trainer.current_epoch, 0))
+        if trainer.current_epoch == 0:
+            iter(trainer.train_dataloader)  # draws; in later epochs Lightning makes the iterator after this hook
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        self.state = random_state()
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            set_random_state(self.state)
+
+
+def select(module):
+    """The largest weights of all linear layers that train, together; of equals the first."""
+    layers = {n.replace("._orig_mod", ""): m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    trained = {f"{name}.weight": layer.weight for name, layer in layers.items() if layer.weight.requires_grad}
+    weights = {name: weight.detach().cpu() for name, weight in trained.items()}
+    flat = torch.cat([weight.flatten().abs() for weight in weights.values()])
+    order = torch.sort(flat, descending=True, stable=True).indices[: round(DENSITY * len(flat))]
+    kept = torch.zeros(len(flat), dtype=torch.bool)
+    kept[order] = True
+    pieces = kept.split([weight.numel() for weight in weights.values()])
+    return {name: piece.view(weight.shape) for (name, weight), piece in zip(weights.items(), pieces, strict=True)}
+
+
+def reference(directory, row, state, masks=None):
+    """A fit without a ticket: its watch, its module."""
+    module = row.make_module()
+    module.load_state_dict(state)
+    module = masked(module, masks, row.rewind_step) if masks else module
+    watch = Watch(masks or {}, row.rewind_step)
+    made = row.make_trainer(directory, [*row.seeds(), *row.make_callbacks(), watch], row.options)
+    fit(row, made, module)
+    return watch, module
+
+
+# What is compared
+
+
+def check_row(directory, name):
+    """Two rounds of the ticket against two of the reference; what was played."""
+    row = ROWS[name]
+    played = play(directory / "ours", row)
+    files = directory / "ours" / row.folder
+    state = model_state(Checkpoint(files / "points" / "step-0.ckpt"))
+    masks = None
+    for round, (watch, ticket) in enumerate(played):
+        seen, module = reference(directory / f"theirs-{round}", row, state, masks)
+        assert watch.losses == approximately(seen.losses[row.rewind_step if masks else 0 :]), round
+        assert_close(module.state_dict(), ticket.model.state_dict())
+        if masks:
+            assert_same(ticket.masks, masks)
+            assert watch.looks == seen.looks or row.rewind_step  # which validations are looked at differs at the point
+        masks = select(module)
+    assert_zeros_everywhere(files, ticket.masks)
+    return played
+
+
+def check_order(directory, name):
+    """The callbacks of a row may stand before the ticket or after it."""
+    results = []
+    for after in (False, True):
+        play(directory / str(after), ROWS[name], after)
+        results.append(Checkpoint(directory / str(after) / "round-01" / "final.ckpt")["state_dict"])
+    assert_same(*results)
+
+
+def check_interrupted(directory, name):
+    """Both rounds interrupted once, against the same without interruption."""
+    row = ROWS[name]
+    play(directory / "whole", row)
+    stopped = 0
+    for round in (0, 1):
+        try:
+            play(directory / "stopped", row, stop_round=round)
+        except Stop:
+            stopped += 1
+    assert stopped == 2, f"{name} was interrupted {stopped} times"
+    play(directory / "stopped", row)
+    assert_same_run(directory / "whole", directory / "stopped")
+
+
+def assert_same_run(a, b):
+    for round in ("round-00", "round-01"):
+        assert_same(*(Checkpoint(directory / round / "final.ckpt")["state_dict"] for directory in (a, b)))
+        assert (a / round / "ticket.safetensors").read_bytes() == (b / round / "ticket.safetensors").read_bytes()
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_records(d / "records.csv")] for d in (a, b)
+    ]
+    assert rows[0] == rows[1]
+
+
+def approximately(losses):
+    return pytest.approx(losses, rel=1e-5, abs=1e-7)
+
+
+def assert_close(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def assert_zeros_everywhere(directory, masks):
+    checkpoints = [*directory.glob("round-01/*.ckpt"), *directory.glob("round-01/checkpoints/*.ckpt")]
+    assert len(checkpoints) >= 2
+    for path in checkpoints:
+        content = torch.load(path, weights_only=False)
+        for key in ("state_dict", "current_model_state"):
+            state = {n.replace("_orig_mod.", ""): v for n, v in content.get(key, {}).items()}
+            for name in masks.keys() & state.keys():
+                assert not state[name][~masks[name].to(state[name].device)].any(), (path, key, name)

@@ -1,0 +1,36 @@
+"""The matrix can fail: without each of the things that make a ticket exact, rows of it do."""
+
+import pytest
+from matrix import check_row
+
+from lt_lightning import position, ticket
+from lt_lightning.ticket import Ticket
+
+pytestmark = pytest.mark.lightning_matrix
+
+
+def nothing(*arguments, **options):
+    pass
+
+
+MUTATIONS = {
+    "no mask on gradients": ([(Ticket, "on_before_optimizer_step")], ["clipping by norm", "muon"]),
+    "no mask after a step": ([(Ticket, "_after_step")], ["muon"]),
+    "no way back into the data": ([(position, "return_to_batch")], ["late rewinding"]),
+    "no random state": (
+        [(position, "set_random_state"), (ticket, "set_random_state")],
+        ["late rewinding with random numbers"],
+    ),
+}
+"""What is taken away: the functions, and the rows that have to notice."""
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_row_notices_what_is_missing(tmp_path, monkeypatch, name):
+    places, rows = MUTATIONS[name]
+    for owner, function in places:
+        monkeypatch.setattr(owner, function, nothing)
+    for row in rows:
+        with pytest.raises(AssertionError):
+            check_row(tmp_path / row, row)
+    print(f"{name}: noticed by {', '.join(rows)}")
