@@ -24,7 +24,7 @@ def pytest_terminal_summary(terminalreporter):
     """Print the tables that tests recorded, whichever process they ran in."""
     for report in terminalreporter.getreports("passed"):
         for text in (text for key, text in report.user_properties if key == "table" and report.when == "call"):
-            terminalreporter.section(report.nodeid.rpartition("::")[2])
+            terminalreporter.section(report.nodeid.rpartition("::")[2], sep="-")
             terminalreporter.write_line(text)
 
 

@@ -26,11 +26,11 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_row_notices_what_is_missing(tmp_path, monkeypatch, name):
+def test_a_row_notices_what_is_missing(tmp_path, monkeypatch, record_property, name):
     places, rows = MUTATIONS[name]
     for owner, function in places:
         monkeypatch.setattr(owner, function, nothing)
     for row in rows:
         with pytest.raises(AssertionError):
             check_row(tmp_path / row, row)
-    print(f"{name}: noticed by {', '.join(rows)}")
+    record_property("table", f"{name}: fails {', '.join(rows)}")
