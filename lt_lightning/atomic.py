@@ -50,11 +50,11 @@ def staged(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             stage.unlink(missing_ok=True)
-        _explain(error, path)
+        explain(error, path)
         raise
 
 
-def _explain(error: BaseException, path: Path) -> None:
+def explain(error: BaseException, path: Path) -> None:
     """Raise an error that says what to do, if a full or a read-only disk lies behind this one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):

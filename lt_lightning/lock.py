@@ -1,7 +1,8 @@
 """One run directory, one writing process.
 
-The lock is the kernel's (`flock`), so it ends with the process that holds it, however that ends; the file only says
-who it is. On file systems without such locks there is none, and a warning says so.
+The lock is the kernel's, of the kind that forked children do not inherit (`lockf`), so it ends with the process that
+holds it, however that ends and whichever workers it leaves behind; the file only says who it is. On file systems
+without such locks there is none, and a warning says so.
 """
 
 import fcntl
@@ -12,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lt_lightning.atomic import explain
 
 _held: dict[Path, int] = {}
 """Lock file → its open descriptor."""
@@ -44,11 +47,15 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        explain(error, path)
+        raise
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         holder = os.read(descriptor, 200).decode() or "another process"
         os.close(descriptor)
         raise RuntimeError(

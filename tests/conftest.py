@@ -11,6 +11,7 @@ from hypothesis import settings
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("killing", "matrix", "tiny")
 pytest.register_assert_rewrite("matrix")
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -14,10 +14,10 @@ ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
     {
-        *("masks", "seeding", "processes", "lock", "twins", "parametrized", "lazy"),
+        *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
     },
-    {"criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position", "layers"},
+    {"lock", "criteria", "scopes", "schedules", "rewinds", "controls", "rundir", "configuration", "position", "layers"},
     {"prunable"},
     {"plan", "ticketfile", "records", "saving"},
     {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},

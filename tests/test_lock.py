@@ -63,16 +63,32 @@ def test_a_loop_that_was_left_does_not_lock_its_own_process_out(tmp_path):
 
 def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / "lock"
-    flock = __import__("fcntl").flock
+    lockf = __import__("fcntl").lockf
     calls = []
 
     def removed_at_first(descriptor, how):
         calls.append(how)
-        flock(descriptor, how)
+        lockf(descriptor, how)
         if len(calls) == 1:
             path.unlink()
 
-    monkeypatch.setattr("lt_lightning.lock.fcntl.flock", removed_at_first)
+    monkeypatch.setattr("lt_lightning.lock.fcntl.lockf", removed_at_first)
     with hold(path):
         assert len(calls) == 2
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_what_a_killed_run_left_behind_does_not_hold_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    with hold(tmp_path / "lock"):
+        left_behind = context.Process(target=ended.wait, args=(60,))
+        left_behind.start()  # it has inherited the open file
+    try:
+        rival = context.Process(target=work, args=(tmp_path, started := context.Event(), ended))
+        rival.start()
+        assert started.wait(60)
+    finally:
+        ended.set()
+        left_behind.join()
+        rival.join()
