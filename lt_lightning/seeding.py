@@ -37,9 +37,10 @@ def seed_all(seed: int) -> None:
 
 def random_state() -> RandomState:
     """The global random state of this process, on every device."""
+    version, internal, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     return {
-        "python": random.getstate(),
+        "python": [version, torch.tensor(internal), gauss],  # as a tuple it would take most of the time of a small save
         "numpy": [str(kind), torch.from_numpy(np.array(keys, dtype=np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -49,7 +50,7 @@ def random_state() -> RandomState:
 def set_random_state(state: RandomState) -> None:
     """Bring back what `random_state` returned."""
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])

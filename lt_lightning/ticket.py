@@ -1,23 +1,22 @@
-"""The ticket: a Lightning callback that holds a model to its masks for one fit. Only here is a model edited."""
+"""The ticket: a Lightning callback that trains a model under masks for one fit, and draws the next masks from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, moments, points, position, saving, tuning
+from lt_lightning import epoch_metrics, guard, moments, position, tuning
 from lt_lightning.controls import Ingredients
-from lt_lightning.interruption import Interruption
-from lt_lightning.masks import Masks, all_kept, check_fit, density, kept, plain_name, total
+from lt_lightning.enforcement import Enforcement
+from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import gather
@@ -25,6 +24,7 @@ from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
+from lt_lightning.saves import Saves
 from lt_lightning.seeding import random_state, set_random_state
 from lt_lightning.twins import twins
 
@@ -54,8 +54,7 @@ class Ticket(Callback):
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks = ingredients.masks
-        self._multipliers: dict[nn.Parameter, Tensor] = {}
-        self._handles: list[Any] = []
+        self._enforcement = Enforcement({}, {})
         self._measured = Measurements(plan.monitor, plan.mode)
         self._tuning = tuning.Tuning()
         self._trained = False
@@ -63,11 +62,8 @@ class Ticket(Callback):
         self._random_state: Any = None
         self._epoch_metrics: list[epoch_metrics.State] = []
         self._logged_before: dict[str, Any] = {}
-        self._counters: dict[str, Any] = {}
-        self._saved_step = self._stepped = 0
-        self._interruption = Interruption()
         self._hold_learning_rate = False
-        self._trim: Callable[[dict[str, Any]], None] | None = None
+        self._saves = self._make_saves()
         guard.put_on(self._module, self)
 
     def __repr__(self) -> str:
@@ -138,6 +134,7 @@ class Ticket(Callback):
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
             self.plan = replace(self.plan, directory=scratch)
+            self._saves = self._make_saves()
         searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         first = [_BeforeSearch(self)] if searches else []
@@ -168,9 +165,9 @@ class Ticket(Callback):
 
     def _mask_module(self, pl_module: L.LightningModule) -> None:
         parameters = self._check_masks(pl_module)
-        if kept(self.masks) < total(self.masks):
-            self._multipliers = {p: _multiplier(self.masks[name], p) for name, p in parameters.items()}
-        self._mask_weights()
+        self._enforcement.release()
+        self._enforcement = Enforcement(self.masks, parameters)
+        self._enforcement.mask_weights()
 
     def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
         parameters = find_prunable(pl_module, self.plan.prunable)
@@ -186,18 +183,12 @@ class Ticket(Callback):
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
-        self._mask_everything(trainer)
+        self._enforcement.begin(trainer)
         self._return_to_position(trainer)
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path, trainer.global_step if self._resuming else None)
-        if self._makes_points:
-            points.check(trainer, self.plan)
-            self._save_point_if_due(trainer)
-        self._saved_step = self._stepped = trainer.global_step
-        moments.after_each_batch(trainer, partial(self._after_batch, trainer))
-        moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
-        if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
-            self._interruption.note()
+        moments.after_each_batch(trainer, partial(self._add_logged, trainer))
+        self._saves.begin(trainer)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
@@ -218,40 +209,6 @@ class Ticket(Callback):
                 "write trainer.fit(ticket.model, ..., ckpt_path=ticket.ckpt_path)."
             )
 
-    # The masks
-
-    def _mask_everything(self, trainer: L.Trainer) -> None:
-        self._mask_weights()
-        if not self._multipliers:
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, twins(WeightAveraging)) and callback._average_model is not None:
-                self._mask_average(callback._average_model.module)
-        for optimizer in trainer.optimizers:
-            self._mask_state(optimizer)
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._mask_weights()
-
-    @torch.no_grad()
-    def _mask_weights(self) -> None:
-        if self._multipliers:
-            torch._foreach_mul_(list(self._multipliers), list(self._multipliers.values()))
-
-    @torch.no_grad()
-    def _mask_average(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters():
-            if plain_name(name) in self.masks:
-                parameter.mul_(self.masks[plain_name(name)].to(parameter.device))
-
-    @torch.no_grad()
-    def _mask_state(self, optimizer: Optimizer) -> None:
-        for parameter, multiplier in self._multipliers.items():
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.mul_(multiplier.to(value.device))
-
     def before_search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a `Tuner` search on this ticket, from where the round starts; Lightning does so without callbacks."""
         self._tuning.begin(trainer, self.plan.seed)
@@ -259,23 +216,11 @@ class Ticket(Callback):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
         self._mask_module(pl_module)
-        for parameter, multiplier in self._multipliers.items():
-            if parameter.requires_grad:
-                hook = partial(_mask_gradient, multiplier)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
-        for optimizer in trainer.optimizers:
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._enforcement.begin_search(trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
-        pairs = [
-            (parameter.grad, self._multipliers[parameter])
-            for group in (optimizer.param_groups if self._multipliers else ())
-            for parameter in group["params"]
-            if parameter.grad is not None and parameter in self._multipliers
-        ]
-        if pairs:
-            torch._foreach_mul_([gradient for gradient, _ in pairs], [multiplier for _, multiplier in pairs])
+        """Mask gradients, after the optimizer unscaled them and before Lightning clips them."""
+        self._enforcement.mask_gradients(optimizer)
 
     # During the fit
 
@@ -291,37 +236,11 @@ class Ticket(Callback):
             self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
-        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
-        # Between two steps gradients may have gathered, which no checkpoint holds; at the last batch the epoch's end is
-        # the better moment.
-        if stepped and not trainer.is_last_batch and self._save_is_due(trainer):
-            self._counters = position.counters(trainer)
+        self._saves.batch_ends(trainer)
 
-    def _save_is_due(self, trainer: L.Trainer) -> bool:
-        point = self._makes_points and points.due(trainer, self.plan, epochs=0) is not None
-        return point or self._last_is_due(trainer) or self._interruption.signal is not None
-
-    def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
-        """Whether it is time to save where an interrupted fit continues; `epochs` as in `_save_point_if_due`."""
-        every = self.plan.every
-        if every is None:
-            return False
-        if every.unit == "epochs":
-            return epochs > 0 and epochs % every.count == 0
-        return trainer.global_step - self._saved_step >= every.count
-
-    def _after_batch(self, trainer: L.Trainer) -> None:
-        """When all that belongs to a batch is behind it: save what is due."""
+    def _add_logged(self, trainer: L.Trainer) -> None:
         if self._logged_before:
             epoch_metrics.add(trainer, self._logged_before)
-        if not self._counters:
-            return
-        if self._makes_points:
-            self._save_point_if_due(trainer)
-        if self._last_is_due(trainer) or self._interruption.signal is not None:
-            self._save_last(trainer)
-        self._counters = {}
-        self._interruption.obey()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights of the best validation."""
@@ -334,31 +253,13 @@ class Ticket(Callback):
             set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
             self._random_state = None
         if self._measured.validate(trainer):
-            self._save(trainer, self.files.early_stop, saving.trim_weights)
+            self._saves.save_best(trainer)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: keep its metrics."""
         self._measured.end_epoch(trainer)
-        self._counters = position.counters(trainer)
+        self._saves.epoch_ends(trainer)
         self._logged_before = {}
-
-    def _after_epoch(self, trainer: L.Trainer) -> None:
-        """When all that belongs to an epoch is behind it: save what is due."""
-        epochs = position.epochs_run(trainer)
-        if self._makes_points:
-            self._save_point_if_due(trainer, epochs)
-        # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
-        over = position.is_over(trainer)
-        if not over and (self._last_is_due(trainer, epochs) or self._interruption.signal is not None):
-            self._save_last(trainer)
-        self._counters = {}
-        if not over:
-            self._interruption.obey()
-
-    def _save_last(self, trainer: L.Trainer) -> None:
-        self._measured.write_curves()
-        self._save(trainer, self.files.last, saving.trim_last)
-        self._saved_step = trainer.global_step
 
     # After the fit
 
@@ -370,9 +271,7 @@ class Ticket(Callback):
         """Save the end, and draw the next ticket from it."""
         self._require_training(trainer)
         self._measured.stop_clock(trainer)
-        if self._trained:
-            self._save(trainer, self.files.last, saving.trim_last)
-        self._save(trainer, self.files.final, saving.trim_weights)
+        self._saves.save_end(trainer, self._trained)
         if self.arm == TICKET and trainer.is_global_zero:
             if self.round == 0:
                 write_dense(self.plan, self.masks)
@@ -380,7 +279,7 @@ class Ticket(Callback):
                 draw_next(self.plan, self.round, self.masks, trainer)
         trainer.strategy.barrier("lt_lightning.draw_next")
         self.fitted = True
-        self._interruption.obey()
+        self._saves.obey_signals()
 
     def _require_training(self, trainer: L.Trainer) -> None:
         if not self._trained and not self._resuming:
@@ -420,11 +319,8 @@ class Ticket(Callback):
         self._release(trainer)
 
     def _release(self, trainer: L.Trainer) -> None:
-        self._interruption.stop_noting()
-        moments.release(trainer)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._saves.release(trainer)
+        self._enforcement.release()
         ours = (_EpochEnd, _BeforeSearch)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
 
@@ -438,35 +334,12 @@ class Ticket(Callback):
     def _makes_points(self) -> bool:
         return self.round == 0 and self.arm == TICKET
 
-    def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
-        """Save a point if one is due; `epochs` is the number of finished epochs at the end of one."""
-        path = points.due(trainer, self.plan, epochs)
-        if path is None:
-            return
-        if not path.exists():
-            kept = [self.state_key, *points.averaging_keys(trainer)]
-            self._save(trainer, path, partial(saving.trim_point, callbacks=kept))
-            saving.require_readable(path)
-        if points.reached(trainer, self.plan, epochs):
-            if trainer.is_global_zero:
-                self.plan.directory.link_rewind_point(path)
-            trainer.should_stop = trainer.should_stop or not self.plan.dense
-
-    def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
-        self._trim = trim
-        try:
-            saving.save(trainer, path)
-        finally:
-            self._trim = None
+    def _make_saves(self) -> Saves:
+        return Saves(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete and trim the checkpoints that we save; those of other callbacks are left alone."""
-        if self._trim is None:
-            return
-        checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer))
-        if self._counters:
-            position.put_counters(checkpoint, self._counters)
-        self._trim(checkpoint)
+        """Complete what a fit continues from."""
+        self._saves.complete(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, what finders found, time and what was measured so far."""
@@ -511,13 +384,3 @@ def _epoch_end(ticket: Ticket) -> Any:
 def unwrap_compiled(model: nn.Module) -> L.LightningModule:
     """The module within `torch.compile`, or the module itself."""
     return cast(L.LightningModule, getattr(model, "_orig_mod", model))
-
-
-def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
-    if parameter.grad is not None:
-        parameter.grad.mul_(multiplier)
-
-
-def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The mask on the parameter's device, in the type that multiplies fastest there: bool is slow on the CPU."""
-    return mask.to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)

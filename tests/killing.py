@@ -21,7 +21,7 @@ import torch
 from tiny import Tiny, data, trainer
 from torch.utils.data import DataLoader, Dataset
 
-from lt_lightning import atomic, lottery, rundir, ticket
+from lt_lightning import atomic, lottery, rundir, saving, ticket
 from lt_lightning.records import read_records
 from lt_lightning.rundir import ArmDirectory, Checkpoint
 
@@ -148,9 +148,9 @@ class Phases(L.Callback):
         self.value.value = before
 
     def put_into_modules(self):
-        save, draw = ticket.saving.save, ticket.draw_next
+        save, draw = saving.save, ticket.draw_next
 
-        def saving(*arguments):
+        def during_save(*arguments):
             with self.during("saving"):
                 save(*arguments)
 
@@ -158,7 +158,7 @@ class Phases(L.Callback):
             with self.during("pruning"):
                 draw(*arguments)
 
-        ticket.saving.save, ticket.draw_next = saving, drawing
+        saving.save, ticket.draw_next = during_save, drawing
 
 
 class Boundaries:

@@ -4,7 +4,7 @@ import pytest
 from matrix import check_row
 
 from lt_lightning import position, ticket
-from lt_lightning.ticket import Ticket
+from lt_lightning.enforcement import Enforcement
 
 pytestmark = pytest.mark.lightning_matrix
 
@@ -14,8 +14,8 @@ def nothing(*arguments, **options):
 
 
 MUTATIONS = {
-    "no mask on gradients": ([(Ticket, "on_before_optimizer_step")], ["clipping by norm", "muon"]),
-    "no mask after a step": ([(Ticket, "_after_step")], ["muon"]),
+    "no mask on gradients": ([(Enforcement, "mask_gradients")], ["clipping by norm", "muon"]),
+    "no mask after a step": ([(Enforcement, "_after_step")], ["muon"]),
     "no way back into the data": ([(position, "return_to_batch")], ["late rewinding"]),
     "no random state": (
         [(position, "set_random_state"), (ticket, "set_random_state")],

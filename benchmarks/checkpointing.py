@@ -1,0 +1,89 @@
+"""What saving costs: a fit, relative to the same fit that saves nothing but its rewind point.
+
+    python benchmarks/checkpointing.py
+
+Each pair runs side by side in one process, in alternating order, on one thread; the ratio is that of the medians. Images
+are random, of the size of digits and MNIST: their content changes no time.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from functools import partial
+
+import lightning as L
+import torch
+
+from lt_lightning import lottery, saving
+from lt_lightning.data import Images, Splits
+from lt_lightning.models import Classifier, lenet_300_100
+
+REPEATS = 7
+FITS = {
+    "digits: 10 epochs of 39 steps": ((1, 8, 8), 1437, 32, {"max_epochs": 10}),
+    "MNIST: 3 epochs of 917 steps, a validation every 100 steps": (
+        *((1, 28, 28), 60000, 60),
+        {"max_epochs": 3, "val_check_interval": 100, "check_val_every_n_epoch": None},
+    ),
+}
+
+
+def random_images(shape, count):
+    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+    labels = torch.arange(count) % 10
+    return Splits(images, labels, images[:1000], labels[:1000])
+
+
+def make_model(shape):
+    network = lenet_300_100(shape=shape, num_classes=10)
+    return Classifier(network=network, num_classes=10, optimizer=partial(torch.optim.Adam, lr=1.2e-3))
+
+
+def seconds(shape, data, options, keep):
+    """The duration of a dense round; `keep` tells which files it saves."""
+    save, saving.save = saving.save, lambda trainer, path: save(trainer, path) if keep(path) else None
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            for ticket in lottery(partial(make_model, shape), rounds=0, directory=directory):
+                trainer = L.Trainer(
+                    accelerator="cpu",
+                    logger=False,
+                    callbacks=[ticket],
+                    default_root_dir=ticket.directory,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    use_distributed_sampler=False,
+                    **options,
+                )
+                start = time.perf_counter()
+                trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
+                return time.perf_counter() - start
+    finally:
+        saving.save = save
+
+
+def main():
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name, (shape, count, batch_size, options) in FITS.items():
+        sizes = {"batch_size": batch_size, "val_size": 200 if count < 5000 else 5000}
+        source = partial(random_images, shape, count)
+        data = Images(source, shape=shape, num_classes=10, seed=0, mean=[0.5], std=[0.5], **sizes)
+        ways = {"saving": lambda path: True, "not saving": lambda path: path.parent.name == "points"}
+        times = {way: [] for way in ways}
+        for repeat in range(REPEATS + 1):
+            for way in list(ways)[:: 1 if repeat % 2 else -1]:
+                taken = seconds(shape, data, options, ways[way])
+                if repeat:  # the first warms up
+                    times[way].append(taken)
+        saved, plain = (statistics.median(times[way]) for way in ways)
+        spread = " ".join(f"{a / b:.3f}" for a, b in zip(*times.values(), strict=True))
+        print(f"{name}: {saved:.2f} s / {plain:.2f} s = {saved / plain:.3f}; pairs {spread}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Holding a module to masks during a fit: pruned weights are exactly zero at every step. Only here is a model edited.
+
+Gradients are masked before clipping and weights after every optimizer step, by a hook of the optimizer itself: so it
+holds with accumulation, manual optimization, several optimizers, mixed precision and weight averaging.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lt_lightning.masks import Masks, kept, plain_name, total
+from lt_lightning.twins import twins
+
+
+class Enforcement:
+    """The masks of a fit, on the device and in the type in which they multiply fastest.
+
+    Args:
+        masks: parameter name → bool tensor; if they keep everything, nothing is done.
+        parameters: parameter name → the parameter to hold to its mask.
+    """
+
+    def __init__(self, masks: Masks, parameters: Mapping[str, nn.Parameter]) -> None:
+        held = parameters if kept(masks) < total(masks) else {}
+        self._multipliers = {parameter: _multiplier(masks[name], parameter) for name, parameter in held.items()}
+        self._masks = masks
+        self._handles: list[Any] = []
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Set pruned weights to zero."""
+        if self._multipliers:
+            torch._foreach_mul_(list(self._multipliers), list(self._multipliers.values()))
+
+    @torch.no_grad()
+    def mask_gradients(self, optimizer: Optimizer) -> None:
+        """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
+        pairs = [
+            (parameter.grad, self._multipliers[parameter])
+            for group in (optimizer.param_groups if self._multipliers else ())
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter in self._multipliers
+        ]
+        if pairs:
+            torch._foreach_mul_([gradient for gradient, _ in pairs], [multiplier for _, multiplier in pairs])
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """Mask all that was restored, and from now on the weights after every step."""
+        self.mask_weights()
+        if not self._multipliers:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, twins(WeightAveraging)) and callback._average_model is not None:
+                self._mask_average(callback._average_model.module)
+        for optimizer in trainer.optimizers:
+            self._mask_state(optimizer)
+        self._hook_steps(trainer)
+
+    def begin_search(self, trainer: L.Trainer) -> None:
+        """As `begin`, where no callback is called: gradients are masked by hooks too."""
+        self.mask_weights()
+        for parameter, multiplier in self._multipliers.items():
+            if parameter.requires_grad:
+                hook = partial(_mask_gradient, multiplier)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        self._hook_steps(trainer)
+
+    def release(self) -> None:
+        """Let go of the optimizers and the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook_steps(self, trainer: L.Trainer) -> None:
+        for optimizer in trainer.optimizers if self._multipliers else ():
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.mask_weights()
+
+    @torch.no_grad()
+    def _mask_average(self, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            if plain_name(name) in self._masks:
+                parameter.mul_(self._masks[plain_name(name)].to(parameter.device))
+
+    @torch.no_grad()
+    def _mask_state(self, optimizer: Optimizer) -> None:
+        for parameter, multiplier in self._multipliers.items():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.mul_(multiplier.to(value.device))
+
+
+def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.mul_(multiplier)
+
+
+def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The mask on the parameter's device; bool multiplies slowly on the CPU."""
+    return mask.to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)

@@ -1,0 +1,155 @@
+"""When a fit is saved: rewind points in round 0, `last.ckpt` now and then or when a signal comes, the best and the end.
+
+Everything is saved when all that belongs to a batch or an epoch is behind it (see `moments.py`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning as L
+
+from lt_lightning import epoch_metrics, moments, points, position, saving
+from lt_lightning.interruption import Interruption
+from lt_lightning.plan import Plan
+from lt_lightning.processes import gather
+from lt_lightning.rundir import ArmDirectory
+
+
+class Saves:
+    """The checkpoints of one fit.
+
+    Args:
+        plan: of the lottery.
+        files: of the fit.
+        makes_points: whether it saves the rewind points.
+        key: of the ticket's state in a checkpoint.
+        write_curves: is called before `last.ckpt` is saved, so that both tell the same.
+    """
+
+    def __init__(
+        self, plan: Plan, files: ArmDirectory, makes_points: bool, key: str, write_curves: Callable[[], None]
+    ) -> None:
+        self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
+        self._write_curves = write_curves
+        self._interruption = Interruption()
+        self._saved_step = self._stepped = 0
+        self._counters: dict[str, Any] = {}
+        self._trim: Callable[[dict[str, Any]], None] | None = None
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
+        if self._makes_points:
+            points.check(trainer, self._plan)
+            self._save_point_if_due(trainer)
+        self._awaits_point = self._makes_points and not self._plan.directory.rewind_point.exists()
+        self._saved_step = self._stepped = trainer.global_step
+        moments.after_each_batch(trainer, partial(self._after_batch, trainer))
+        moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
+        if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
+            self._interruption.note()
+
+    def release(self, trainer: L.Trainer) -> None:
+        """Save nothing any more, and leave signals to others."""
+        self._interruption.stop_noting()
+        moments.release(trainer)
+
+    def batch_ends(self, trainer: L.Trainer) -> None:
+        """Take note of where a checkpoint of this batch would stand. Call in `on_train_batch_end`.
+
+        Between two steps gradients may have gathered, which no checkpoint holds; at the last batch the epoch's end is
+        the better moment.
+        """
+        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
+        if stepped and not trainer.is_last_batch and self._is_due(trainer):
+            self._counters = position.counters(trainer)
+
+    def epoch_ends(self, trainer: L.Trainer) -> None:
+        """Take note of where a checkpoint of this epoch would stand. Call in `on_train_epoch_end`."""
+        self._counters = position.counters(trainer)
+
+    def save_best(self, trainer: L.Trainer) -> None:
+        """Save the weights of the best validation."""
+        self._save(trainer, self._files.early_stop, saving.trim_weights)
+
+    def save_end(self, trainer: L.Trainer, trained: bool) -> None:
+        """Save the end of the fit, whole and its weights alone; `trained` is whether anything was trained."""
+        if trained:
+            self._save(trainer, self._files.last, saving.trim_last)
+        self._save(trainer, self._files.final, saving.trim_weights)
+
+    def obey_signals(self) -> None:
+        """Raise `Interrupted` if a signal came, now that all is saved."""
+        self._interruption.obey()
+
+    def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Complete and trim the checkpoints that are saved here; those of others are left alone."""
+        if self._trim is None:
+            return
+        checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer))
+        if self._counters:
+            position.put_counters(checkpoint, self._counters)
+        self._trim(checkpoint)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        point = self._awaits_point and points.due(trainer, self._plan, epochs=0) is not None
+        return point or self._last_is_due(trainer)
+
+    def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
+        """Whether it is time for `last.ckpt`; `epochs` is the number of finished epochs at the end of one."""
+        every = self._plan.every
+        if self._interruption.signal is not None:
+            return True
+        if every is None:
+            return False
+        if every.unit == "epochs":
+            return epochs > 0 and epochs % every.count == 0
+        return trainer.global_step - self._saved_step >= every.count
+
+    def _after_batch(self, trainer: L.Trainer) -> None:
+        if not self._counters:
+            return
+        if self._awaits_point:
+            self._save_point_if_due(trainer)
+        if self._last_is_due(trainer):
+            self._save_last(trainer)
+        self._counters = {}
+        self._interruption.obey()
+
+    def _after_epoch(self, trainer: L.Trainer) -> None:
+        epochs = position.epochs_run(trainer)
+        if self._awaits_point:
+            self._save_point_if_due(trainer, epochs)
+        over = position.is_over(trainer)
+        # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
+        if not over and self._last_is_due(trainer, epochs):
+            self._save_last(trainer)
+        self._counters = {}
+        if not over:
+            self._interruption.obey()
+
+    def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
+        path = points.due(trainer, self._plan, epochs)
+        if path is None:
+            return
+        if not path.exists():
+            kept = [self._key, *points.averaging_keys(trainer)]
+            self._save(trainer, path, partial(saving.trim_point, callbacks=kept))
+            saving.require_readable(path)
+        if points.reached(trainer, self._plan, epochs):
+            if trainer.is_global_zero:
+                self._plan.directory.link_rewind_point(path)
+            self._awaits_point = False
+            trainer.should_stop = trainer.should_stop or not self._plan.dense
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        self._write_curves()
+        self._save(trainer, self._files.last, saving.trim_last)
+        self._saved_step = trainer.global_step
+
+    def _save(self, trainer: L.Trainer, path: Any, trim: Callable[[dict[str, Any]], None]) -> None:
+        self._trim = trim
+        try:
+            saving.save(trainer, path)
+        finally:
+            self._trim = None
