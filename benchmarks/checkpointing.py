@@ -2,8 +2,8 @@
 
     python benchmarks/checkpointing.py
 
-Each pair runs side by side in one process, in alternating order, on one thread; the ratio is that of the medians. Images
-are random, of the size of digits and MNIST: their content changes no time.
+Each pair runs side by side in one process, in alternating order, on one thread; the ratio is that of the medians.
+Images are random, of the size of digits and MNIST: their content changes no time.
 """
 
 import logging
