@@ -41,7 +41,7 @@ def staged(path: Path) -> Iterator[BinaryIO]:
     stage = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(stage, "w+b") as file:
+        with open(stage, "w+b", buffering=1 << 20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

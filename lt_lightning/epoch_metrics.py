@@ -18,11 +18,12 @@ State = dict[str, Any]
 _GATHERED = ("value", "cumulated_batch_size")
 
 
-def state(trainer: L.Trainer) -> State:
-    """What this process has gathered so far."""
+def state(trainer: L.Trainer, in_epoch: bool) -> State:
+    """What this process has gathered so far; between epochs, only the last values are of use."""
+    logged = {key: metric for key, metric in _logged(trainer).items() if in_epoch and _counts(metric)}
     return {
-        "logged": {key: dict(_gathered(metric)) for key, metric in _logged(trainer).items() if _counts(metric)},
-        "metrics": {name: _content(metric) for name, metric in _metrics(trainer)},
+        "logged": {key: dict(_gathered(metric)) for key, metric in logged.items()},
+        "metrics": {name: _content(metric) for name, metric in _metrics(trainer) if in_epoch},
         "callback_metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
     }
 

@@ -35,6 +35,7 @@ class Saves:
         self._interruption = Interruption()
         self._saved_step = self._stepped = 0
         self._counters: dict[str, Any] = {}
+        self._in_epoch = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
 
     def begin(self, trainer: L.Trainer) -> None:
@@ -62,11 +63,11 @@ class Saves:
         """
         stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
         if stepped and not trainer.is_last_batch and self._is_due(trainer):
-            self._counters = position.counters(trainer)
+            self._counters, self._in_epoch = position.counters(trainer), True
 
     def epoch_ends(self, trainer: L.Trainer) -> None:
         """Take note of where a checkpoint of this epoch would stand. Call in `on_train_epoch_end`."""
-        self._counters = position.counters(trainer)
+        self._counters, self._in_epoch = position.counters(trainer), False
 
     def save_best(self, trainer: L.Trainer) -> None:
         """Save the weights of the best validation."""
@@ -86,10 +87,16 @@ class Saves:
         """Complete and trim the checkpoints that are saved here; those of others are left alone."""
         if self._trim is None:
             return
-        checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer))
+        if not self.saves_weights:
+            checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
         if self._counters:
             position.put_counters(checkpoint, self._counters)
         self._trim(checkpoint)
+
+    @property
+    def saves_weights(self) -> bool:
+        """Whether weights and buffers are being saved alone, without the state of callbacks."""
+        return self._trim is saving.trim_weights
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         point = self._awaits_point and points.due(trainer, self._plan, epochs=0) is not None

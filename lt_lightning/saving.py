@@ -39,7 +39,12 @@ class _Atomic(TorchCheckpointIO):
 
 
 def trim_last(checkpoint: dict[str, Any]) -> None:
-    """Drop the hyperparameters: unless they are primitives, Lightning cannot read the checkpoint back."""
+    """Drop the hyperparameters: unless they are primitives, Lightning cannot read the checkpoint back.
+
+    Of the loops only that of the fit is ever continued.
+    """
+    if "loops" in checkpoint:
+        checkpoint["loops"] = {"fit_loop": checkpoint["loops"]["fit_loop"]}
     for key in [key for key in checkpoint if "hparams_" in key or "hyper_parameters" in key]:
         del checkpoint[key]
 

@@ -343,6 +343,8 @@ class Ticket(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, what finders found, time and what was measured so far."""
+        if self._saves.saves_weights:
+            return {}
         measured = self._measured.state_dict()
         return {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
 
