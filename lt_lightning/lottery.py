@@ -17,7 +17,7 @@ from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.integrity import mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
-from lt_lightning.plan import Plan, control_name, unwrap
+from lt_lightning.plan import AUTO, Plan, control_name, unwrap
 from lt_lightning.processes import is_writer, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
@@ -50,7 +50,7 @@ def lottery(
     seed: int = 0,
     dense: bool = True,
     keep_last: bool = False,
-    every: int | str | None = "1 epoch",
+    every: int | str | None = "auto",
     dry_run: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
@@ -79,8 +79,9 @@ def lottery(
             are seeded before every fit and every epoch.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
         keep_last: keep each fit's `last.ckpt` once it is done.
-        every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", or None
-            for the end of the fit alone. It changes no result.
+        every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", "auto"
+            (every epoch, unless that takes more than a fortieth of the time), or None for the end of the fit alone.
+            It changes no result.
         dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
@@ -115,7 +116,7 @@ def lottery(
         seed=seed,
         dense=dense,
         keep_last=keep_last,
-        every=None if every is None else parse_step(every, "every"),
+        every=every if every in (None, AUTO) else parse_step(every, "every"),
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan)

@@ -16,6 +16,9 @@ from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
 
+AUTO = "auto"
+"""Saves as often as an epoch ends, and seldom enough."""
+
 _EXAMPLES = {
     "schedule": "pass one such as geometric(0.2).",
     "criterion": "pass one such as lt_lightning.magnitude.",
@@ -42,7 +45,7 @@ class Plan:
     seed: int
     dense: bool
     keep_last: bool
-    every: RewindStep | None
+    every: RewindStep | str | None
     config: Mapping[str, Any]
 
     @property
@@ -75,8 +78,8 @@ class Plan:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a function: {_EXAMPLES[name]}")
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
-        if self.every is not None and self.every.count == 0:
-            raise ValueError(f'every="{self.every}" must be at least 1, or None to save at the end of a fit alone.')
+        if isinstance(self.every, RewindStep) and self.every.count == 0:
+            raise ValueError(f'every="{self.every}" must be at least 1; "auto" and None are possible too.')
         names = [control_name(control) for control in self.controls]
         if len(set(names)) < len(names) or {TICKET, NEXT} & set(names):
             raise ValueError(f"controls need names of their own, other than '{TICKET}' and '{NEXT}': {names}.")

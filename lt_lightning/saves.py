@@ -3,6 +3,7 @@
 Everything is saved when all that belongs to a batch or an epoch is behind it (see `moments.py`).
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,12 @@ import lightning as L
 
 from lt_lightning import epoch_metrics, moments, points, position, saving
 from lt_lightning.interruption import Interruption
-from lt_lightning.plan import Plan
+from lt_lightning.plan import AUTO, Plan
 from lt_lightning.processes import gather
 from lt_lightning.rundir import ArmDirectory
+
+SHARE = 1 / 40
+"""The part of the time that saving `last.ckpt` may take if it is to be seldom enough."""
 
 
 class Saves:
@@ -34,6 +38,7 @@ class Saves:
         self._write_curves = write_curves
         self._interruption = Interruption()
         self._saved_step = self._stepped = 0
+        self._saved_at = self._saving_seconds = 0.0
         self._counters: dict[str, Any] = {}
         self._in_epoch = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
@@ -45,6 +50,7 @@ class Saves:
             self._save_point_if_due(trainer)
         self._awaits_point = self._makes_points and not self._plan.directory.rewind_point.exists()
         self._saved_step = self._stepped = trainer.global_step
+        self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
         if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
@@ -107,11 +113,16 @@ class Saves:
         every = self._plan.every
         if self._interruption.signal is not None:
             return True
-        if every is None:
-            return False
+        if every is None or isinstance(every, str):
+            return every == AUTO and epochs > 0 and self._is_cheap(trainer)
         if every.unit == "epochs":
             return epochs > 0 and epochs % every.count == 0
         return trainer.global_step - self._saved_step >= every.count
+
+    def _is_cheap(self, trainer: L.Trainer) -> bool:
+        """Whether so much time has passed since the last save that another takes at most its share of it."""
+        passed = time.monotonic() - self._saved_at
+        return bool(trainer.strategy.broadcast(self._saving_seconds <= SHARE * passed))
 
     def _after_batch(self, trainer: L.Trainer) -> None:
         if not self._counters:
@@ -150,9 +161,11 @@ class Saves:
             trainer.should_stop = trainer.should_stop or not self._plan.dense
 
     def _save_last(self, trainer: L.Trainer) -> None:
+        start = time.monotonic()
         self._write_curves()
         self._save(trainer, self._files.last, saving.trim_last)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saving_seconds = self._saved_at - start
 
     def _save(self, trainer: L.Trainer, path: Any, trim: Callable[[dict[str, Any]], None]) -> None:
         self._trim = trim

@@ -41,7 +41,7 @@ class Augmented(Dataset):
 
 def campaign(directory, workers=0, watch=lambda: (), **arguments):
     """A run with dropout, augmentation, a rewind point within an epoch, and a control."""
-    settings = {"rounds": 1, "controls": ["reinit"], "rewind_step": 7} | arguments
+    settings = {"rounds": 1, "controls": ["reinit"], "rewind_step": 7, "every": "1 epoch"} | arguments
     for drawn in lottery(Tiny, directory=directory, **settings):
         train = DataLoader(Augmented(), 20, shuffle=True, num_workers=workers)
         validation = DataLoader(data(), 50)

@@ -413,6 +413,7 @@ def play(directory, row, after=False, stop_round=None):
     """Two rounds: each round's watch and ticket, by round."""
     played = []
     arguments = {"schedule": one_shot(DENSITY), "monitor": None, "keep_last": True, "rewind_step": row.rewind_step}
+    arguments["every"] = "1 epoch"
     for ticket in lottery(row.make_module, rounds=1, directory=directory, **arguments):
         watch, others = Watch(ticket.masks), row.make_callbacks()
         if ticket.round == stop_round:

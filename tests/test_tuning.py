@@ -63,7 +63,7 @@ def both():
 def play(directory, make_callbacks=both, model=Scheduled, stop=None, options=None, before=lambda *_: None, **arguments):
     """All fits' modules by name; `stop` is the name of the fit to interrupt."""
     models = {}
-    for ticket in lottery(model, rounds=1, directory=directory, controls=["reinit"], **arguments):
+    for ticket in lottery(model, rounds=1, directory=directory, controls=["reinit"], every="1 epoch", **arguments):
         callbacks = [*make_callbacks(), *([Ending(7)] if ticket.name == stop else [])]
         fit = trainer(ticket, callbacks, **{"max_steps": 13, "max_epochs": -1} | (options or {}))
         models[ticket.name] = ticket.model
@@ -175,7 +175,7 @@ def test_a_tuner_may_search_in_every_round_on_the_ticket(tmp_path, instance, rew
         found = []
         torch.manual_seed(3)
         made = Looking(**values) if instance else lambda: Looking(**values)
-        for ticket in lottery(made, rounds=1, directory=directory, rewind_step=rewind_step):
+        for ticket in lottery(made, rounds=1, directory=directory, rewind_step=rewind_step, every="1 epoch"):
             fit = trainer(ticket, [Ending(9)] if ticket.name == stop else [], max_steps=13, max_epochs=-1)
             ticket.model.ticket = ticket
             if search:

@@ -61,7 +61,7 @@ def project(name):
 
 def play(directory, name, stop_at=lambda ticket: None, **arguments):
     package, net, make_callbacks = project(name)
-    for ticket in lottery(net, rounds=1, directory=directory, **arguments):
+    for ticket in lottery(net, rounds=1, directory=directory, every="1 epoch", **arguments):
         trainer = package.Trainer(
             max_epochs=3,
             default_root_dir=ticket.directory,

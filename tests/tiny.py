@@ -76,6 +76,7 @@ def play(
 ):
     """Run a whole lottery on the tiny network; returns the models of the fits that ran, by name."""
     models = {}
+    arguments = {"every": "1 epoch"} | arguments  # whatever it costs
     for ticket in lottery(model, rounds=rounds, directory=directory, **arguments):
         train, validation = loaders(workers=workers)
         fit = trainer(ticket, make_callbacks(), **(options or {}))
