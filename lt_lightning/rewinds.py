@@ -39,7 +39,7 @@ def parse_step(value: int | str, name: str = "rewind_step") -> RewindStep:
     """
     found = re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
     if not found:
-        raise ValueError(f'{name}={value!r} is not understood: write 0, 500, "500 steps" or "2 epochs".')
+        raise ValueError(f'{name}={value!r} is not understood: write 500, "500 steps" or "2 epochs".')
     return RewindStep(int(found[1]), f"{found[2] or 'step'}s")
 
 

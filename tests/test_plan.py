@@ -153,8 +153,10 @@ def ticket(ingredients):
         ),
         (
             {"rewind_step": "2 batches"},
-            'rewind_step=\'2 batches\' is not understood: write 0, 500, "500 steps" or "2 epochs".',
+            'rewind_step=\'2 batches\' is not understood: write 500, "500 steps" or "2 epochs".',
         ),
+        ({"every": "often"}, 'every=\'often\' is not understood: write 500, "500 steps" or "2 epochs".'),
+        ({"every": "0 steps"}, 'every="0 steps" must be at least 1; "auto" and None are possible too.'),
         (
             {"model": "lenet"},
             "model must be a function that makes a LightningModule, or an instance; got 'lenet'.",

@@ -86,3 +86,12 @@ def test_the_choices_of_the_table_are_the_configurations():
     experiments = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
     row = re.search(r"^\| `experiment` \| (.*) \|$", TEXT, re.MULTILINE)[1]
     assert experiments == set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_tests_that_the_page_on_exactness_names_exist():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "exactness.md").read_text()
+    named = re.findall(r"`(?:tests/)?(test_\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 25
+    for file, function in named:
+        assert f"def {function or 'test_'}" in (root / "tests" / file).read_text(), (file, function)
