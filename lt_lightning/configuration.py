@@ -38,24 +38,30 @@ NEUTRAL = (
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 
 
-def claim(path: Path, config: Mapping[str, Any]) -> None:
-    """Store the configuration, or compare with the stored one.
+def check(path: Path, config: Mapping[str, Any]) -> None:
+    """Compare with the stored configuration, if results lie beside it.
 
     Raises:
-        ValueError: if results with another configuration lie here, the difference is shown; or of another release.
+        ValueError: if they are of another configuration, the difference is shown; or of another release.
     """
-    if path.exists() and _has_results(path.parent):
-        stored = _read(path)
-        _check_layout(path.parent, stored, config)
-        differences = compare(stored, config)
-        if differences:
-            raise ValueError(
-                f"{path.parent} holds results of another configuration:\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\nChoose another directory, or remove this one if its results are not needed."
-            )
-        if not _has_grown(stored, config):
-            return  # it says with what the results were computed, such as where the data lay then
+    if not (path.exists() and _has_results(path.parent)):
+        return
+    stored = _read(path)
+    _check_layout(path.parent, stored, config)
+    differences = compare(stored, config)
+    if differences:
+        raise ValueError(
+            f"{path.parent} holds results of another configuration:\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nChoose another directory, or remove this one if its results are not needed."
+        )
+
+
+def claim(path: Path, config: Mapping[str, Any]) -> None:
+    """Store the configuration, after `check`; the directory must be locked."""
+    check(path, config)
+    if path.exists() and _has_results(path.parent) and not _has_grown(_read(path), config):
+        return  # it says with what the results were computed, such as where the data lay then
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
@@ -80,8 +86,15 @@ def _check_layout(directory: Path, stored: Mapping[str, Any], given: Mapping[str
 
 def _has_grown(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     there, now = flatten(stored), flatten(given)
-    keys = [key for key in there | now if any(fnmatchcase(key, pattern) for pattern in GROWING)]
-    return any(_canonical(there.get(key, ...)) != _canonical(now.get(key, ...)) for key in keys)
+    keys = [key for key in now if any(fnmatchcase(key, pattern) for pattern in GROWING)]
+    return any(_is_more(now[key], there.get(key)) for key in keys)
+
+
+def _is_more(now: Any, before: Any) -> bool:
+    """Whether there are more rounds, or controls that were not there."""
+    if isinstance(now, list):
+        return any(each not in (before or []) for each in now)
+    return before is None or now > before
 
 
 def _has_results(directory: Path) -> bool:

@@ -19,7 +19,7 @@ class EarlyStop:
         mode: "min" or "max".
         value: its best value.
         step: optimizer steps done when it was measured.
-        metrics: everything that had been logged by then.
+        metrics: what that validation logged.
     """
 
     monitor: str | None

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,8 @@ from lt_lightning.atomic import write_text
 from lt_lightning.checksum import sealed
 from lt_lightning.configuration import compare
 from lt_lightning.plan import Plan
-from lt_lightning.rundir import TICKET, ArmDirectory
+from lt_lightning.records import are_curves_whole
+from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,43 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
     """
     damaged = [made for made in _to_check(plan) if made.path.exists() and not is_whole(made.path)]
     for made in damaged:
-        os.replace(made.path, made.path.with_name(f"{made.path.name}.damaged"))
-        plan.directory.arm(made.round, made.arm).done.unlink(missing_ok=True)
+        aside = _rename(made.path)
+        maker = plan.directory.arm(made.round, made.arm)
+        for path in (maker.done, maker.last):
+            path.unlink(missing_ok=True)
         warnings.warn(
-            f"{made.path} is damaged: it does not hold what was written. It is now {made.path.name}.damaged, and "
+            f"{made.path} is damaged: it does not hold what was written. It is now {aside.name}, and "
             f"round {made.round} ({made.arm}), which makes it, is trained again; no other round is.",
             stacklevel=2,
         )
     return [made.path for made in damaged]
 
 
+def _rename(path: Path) -> Path:
+    """Give a file another name, one that is free."""
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(free for name in names if not (free := path.with_name(name)).exists())
+    os.replace(path, aside)
+    return aside
+
+
 def is_whole(path: Path) -> bool:
-    """Whether a file of a run directory holds what was written, by the checksum that it or its marker has."""
+    """Whether a file of a run directory holds what was written, by its checksum or the one that its marker knows."""
     if path.name == "done":
         return ArmDirectory(path.parent).is_done_whole()
     if path.name == "metrics.csv":
-        return ArmDirectory(path.parent).are_curves_whole()
+        return _are_curves_whole(ArmDirectory(path.parent))
     return ticketfile.is_whole(path) if path.suffix == ".safetensors" else sealed(path)
+
+
+def _are_curves_whole(files: ArmDirectory) -> bool:
+    if files.done.exists():
+        return files.are_curves_whole()
+    if not files.last.exists() or not sealed(files.last):
+        return True  # they are begun anew
+    states = Checkpoint(files.last)["callbacks"].values()
+    rows, checksum = next(state["measured"]["curves"] for state in states if "measured" in state)
+    return are_curves_whole(files.curves, rows, checksum)
 
 
 def _to_check(plan: Plan) -> list[_Made]:
@@ -68,7 +90,7 @@ def _to_check(plan: Plan) -> list[_Made]:
 def _points(plan: Plan) -> Iterator[_Made]:
     rewind = plan.directory.rewind_point
     copied = [rewind] if rewind.exists() and not rewind.is_symlink() else []
-    for path in (*sorted(plan.directory.point(0).parent.glob("*.ckpt")), *copied):
+    for path in (*sorted(plan.directory.point(0).parent.glob("step-*.ckpt")), *copied):
         yield _Made(path, 0, TICKET)
 
 
@@ -78,7 +100,7 @@ def _starts(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
     maker = max(round - 1, 0) if arm == TICKET else round
     yield from (_Made(path, maker, arm) for path in (files.ticket, files.start))
     if not files.done.exists():
-        yield _Made(files.last, round, arm)
+        yield from (_Made(path, round, arm) for path in (files.last, files.early_stop, files.curves))
     if arm == TICKET and round > 0:
         yield from _next(plan, round - 1)
 
@@ -98,19 +120,39 @@ def _next(plan: Plan, round: int) -> Iterator[_Made]:
 
 
 def mend_config(plan: Plan) -> None:
-    """Restore `config.yaml` if it differs from the given configuration, but the tickets say that this is theirs."""
+    """Restore `config.yaml` if it is damaged."""
     path = plan.directory.config
-    if not path.exists() or not _differs(path, plan):
-        return
-    tickets = [file for file in plan.directory.path.glob("round-*/**/*.safetensors") if ticketfile.is_whole(file)]
-    if tickets and all(ticketfile.read(file).config == plan.fingerprint for file in tickets):
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
+    if is_config_damaged(plan):
+        aside = _rename(path)
         write_text(path, yaml.safe_dump(dict(plan.config), sort_keys=False, allow_unicode=True))
         warnings.warn(
             f"{path} was damaged: the tickets here were made with the configuration given now, which it did not hold. "
-            f"It is written again; what was there is {path.name}.damaged.",
+            f"It is written again; what was there is {aside.name}.",
             stacklevel=2,
         )
+
+
+def is_config_damaged(plan: Plan) -> bool:
+    """Whether `config.yaml` differs from the given configuration, but the tickets say that this is theirs."""
+    path = plan.directory.config
+    if not path.exists() or not _differs(path, plan):
+        return False
+    return _fingerprints(plan) == {plan.fingerprint}
+
+
+def check_tickets(plan: Plan) -> None:
+    """Raise a ValueError if `config.yaml` is gone and the tickets were made with another configuration."""
+    if not plan.directory.config.exists() and _fingerprints(plan) - {plan.fingerprint}:
+        raise ValueError(
+            f"{plan.directory.config} is gone, and the tickets here were made with another configuration than the one "
+            "given now. Give that one, or choose another directory."
+        )
+
+
+def _fingerprints(plan: Plan) -> set[str]:
+    """Of the configurations that the tickets were made with."""
+    tickets = plan.directory.path.glob("round-*/**/*.safetensors")
+    return {ticketfile.read(file).config for file in tickets if ticketfile.is_whole(file)}
 
 
 def _differs(path: Path, plan: Plan) -> bool:

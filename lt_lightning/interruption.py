@@ -22,6 +22,8 @@ class Interruption:
         signal: the signal that came during a fit; None: none did.
     """
 
+    _others_decide = False  # of all runs of this process: handlers stay while fits come and go
+
     def __init__(self) -> None:
         self.signal: int | None = None
         self._process = os.getpid()
@@ -40,15 +42,22 @@ class Interruption:
         finally:
             _set_handlers(before)
 
-    def note(self) -> None:
-        """Note the signals from now on; SIGUSR1 is left to whoever else listens to it."""
-        taken = [signal.SIGUSR1] if _is_taken(signal.SIGUSR1) else []
-        self._before = _set_handlers({number: self._note for number in SIGNALS if number not in taken})
+    def note(self, alone: bool = True) -> None:
+        """Note the signals from now on; SIGUSR1 is left to whoever else listens to it.
+
+        Of several processes each would end at a step of its own, so what comes there is left to Lightning, which lets
+        all end at the same.
+        """
+        Interruption._others_decide = not alone
+        if alone:
+            free = [n for n in SIGNALS if not _is_ignored(n) and (n != signal.SIGUSR1 or not _is_taken(n))]
+            self._before = _set_handlers(dict.fromkeys(free, self._note))
 
     def stop_noting(self) -> None:
         """Leave the signals to whoever listened before."""
         _set_handlers(self._before)
         self._before = {}
+        Interruption._others_decide = False
 
     def obey(self) -> None:
         """Raise `Interrupted` if a signal was noted."""
@@ -64,7 +73,7 @@ class Interruption:
         self.signal = number
 
     def _end(self, number: int, frame: Any) -> None:
-        if os.getpid() == self._process:
+        if os.getpid() == self._process and not (number == signal.SIGTERM and self._others_decide):
             raise Interrupted(128 + number)
 
 
@@ -72,6 +81,11 @@ def _is_taken(number: int) -> bool:
     """Whether someone other than us listens to a signal."""
     handler = signal.getsignal(number)
     return handler != signal.SIG_DFL and not isinstance(getattr(handler, "__self__", None), Interruption)
+
+
+def _is_ignored(number: int) -> bool:
+    """Whether a signal is ignored, as Ctrl-C is by a job in the background, or handled outside Python."""
+    return signal.getsignal(number) in (signal.SIG_IGN, None)
 
 
 def _set_handlers(handlers: dict[int, Any]) -> dict[int, Any]:

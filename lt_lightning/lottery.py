@@ -11,10 +11,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lt_lightning import lazy, lock, preview, ticketfile
-from lt_lightning.configuration import claim
+from lt_lightning.configuration import check, claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
-from lt_lightning.integrity import mend_config, set_aside_damaged
+from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
 from lt_lightning.plan import AUTO, Plan, control_name, unwrap
@@ -116,15 +116,16 @@ def lottery(
         seed=seed,
         dense=dense,
         keep_last=keep_last,
-        every=every if every in (None, AUTO) else parse_step(every, "every"),
+        every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan)
     if dry_run:
         return _show(plan, model)
     if is_writer():
-        mend_config(plan)
-        claim(plan.directory.config, plan.config)
+        check_tickets(plan)
+    if is_writer() and not is_config_damaged(plan):
+        check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
     return _fits(plan, model)
 
 
@@ -147,6 +148,8 @@ def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
 
 def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
     if is_writer():
+        mend_config(plan)
+        claim(plan.directory.config, plan.config)
         set_aside_damaged(plan)
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
@@ -191,14 +194,19 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
     files = plan.directory.arm(round)
     if not files.ticket.exists():
         raise FileNotFoundError(
-            f"{files.ticket} is missing, so round {round} cannot start: when round {round - 1} ended, the schedule had "
-            f"no density for it, or none that every weight norm can bear. Remove {plan.directory.arm(round - 1).done} "
-            "to train that round again."
+            f"{files.ticket} is missing, so round {round} cannot start: it was removed, or when round {round - 1} "
+            "ended the schedule had no density for it, or none that every weight norm can bear. "
+            f"Remove {plan.directory.arm(round - 1).done} to train that round again."
         )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
         return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed)
     start = plan.directory.rewind_point if drawn.start == "point" else files.start
+    if not start.exists():
+        maker = plan.directory.arm(0 if drawn.start == "point" else round - 1)
+        raise FileNotFoundError(
+            f"{start} is missing, from which round {round} starts. Remove {maker.done} to train what makes it again."
+        )
     return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed)
 
 

@@ -22,6 +22,7 @@ class Measurements:
     def __init__(self, monitor: str | None, mode: str) -> None:
         self._early_stop = EarlyStop(monitor, mode)
         self._curves = Curves(None)
+        self._rows = 0
         self._logged: dict[str, float] = {}
         self._tests: dict[str, float] = {}
         self._weights: str | None = None
@@ -33,9 +34,9 @@ class Measurements:
         """Count the seconds from now on."""
         self._started = time.monotonic()
 
-    def start_curves(self, path: Path | None, step: int | None) -> None:
-        """Write curves to `path`, if this process writes; `step` is where an interrupted fit continues."""
-        self._curves = Curves(path, step)
+    def start_curves(self, path: Path | None) -> None:
+        """Write curves to `path`, if this process writes, from where an interrupted fit continues."""
+        self._curves = Curves(path, self._rows)
 
     def log(self, trainer: L.Trainer) -> None:
         """Add what was just logged to the curves; Lightning's public `logged_metrics` holds earlier values too."""
@@ -52,7 +53,11 @@ class Measurements:
     def validate(self, trainer: L.Trainer) -> bool:
         """Take note of a validation; whether it is the best so far."""
         self.end_epoch(trainer)
-        return self._early_stop.improve(trainer.global_step, self._logged)
+        validated = numbers(trainer._logger_connector.metrics["callback"])  # no metrics of training: they are older
+        monitor = self._early_stop.monitor
+        return self._early_stop.improve(
+            trainer.global_step, {k: v for k, v in self._logged.items() if k == monitor} | validated
+        )
 
     def end_epoch(self, trainer: L.Trainer) -> None:
         """Take note of the metrics so far; after a restart Lightning knows those since the restart alone."""
@@ -94,12 +99,18 @@ class Measurements:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"seconds": self._seconds_so_far(), "logged": self._logged, "early_stop": self._early_stop.state_dict()}
+        return {
+            "seconds": self._seconds_so_far(),
+            "logged": self._logged,
+            "early_stop": self._early_stop.state_dict(),
+            "curves": list(self._curves.written),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint kept."""
         self._seconds, self._logged = state["seconds"], dict(state["logged"])
         self._early_stop.load_state_dict(state["early_stop"])
+        self._rows = state["curves"][0]
 
     def _seconds_so_far(self) -> float:
         return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)

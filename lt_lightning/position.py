@@ -16,15 +16,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch.utils.data import DistributedSampler
 
 from lt_lightning.seeding import RandomState, derive, seed_all, set_random_state
+from lt_lightning.twins import twins
 
 
 def start_epoch(trainer: L.Trainer, seed: int) -> None:
     """Make the coming epoch's randomness a function of (seed, epoch, process). Call in `on_train_epoch_start`."""
     loop: Any = trainer.fit_loop
     _seed_epoch(trainer, seed)
+    _end_workers(trainer)
     renewed_later = trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting
     if not renewed_later and not _resumable(trainer):
         _renew_iterator(trainer)
@@ -38,8 +41,10 @@ def return_to_batch(trainer: L.Trainer, seed: int, state: RandomState | None) ->
     """
     loop: Any = trainer.fit_loop
     fetcher = loop._data_fetcher
+    _start_callbacks(trainer)
     if not _resumable(trainer):
         _seed_epoch(trainer, seed)
+        _end_workers(trainer)
         _renew_iterator(trainer)
         # With a known length Lightning counts the skipped batches itself; without one the fetcher reads ahead.
         source = fetcher if fetcher.length is None else fetcher.iterator
@@ -48,6 +53,13 @@ def return_to_batch(trainer: L.Trainer, seed: int, state: RandomState | None) ->
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
     if state is not None:
         fetcher.iterator = _from_state(state, fetcher.iterator)
+
+
+def _start_callbacks(trainer: L.Trainer) -> None:
+    """Call those of Lightning's own that set themselves up when an epoch starts; a restart within one leaves it out."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, twins(GradientAccumulationScheduler, StochasticWeightAveraging)):
+            callback.on_train_epoch_start(trainer, trainer.lightning_module)
 
 
 def _from_state(state: RandomState, iterator: Iterator[Any]) -> Iterator[Any]:
@@ -83,9 +95,16 @@ def finish_epoch(trainer: L.Trainer) -> None:
     loop._restarting = False  # else ReduceLROnPlateau would not step at the end of this epoch
 
 
-def counters(trainer: L.Trainer) -> dict[str, Any]:
-    """Where the loops stand, for a checkpoint that is saved a little later; see `put_counters`."""
-    return {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict()}
+def counters(trainer: L.Trainer, in_epoch: bool) -> dict[str, Any]:
+    """Where the loops stand, for a checkpoint that is saved a little later; see `put_counters`.
+
+    Batches that a module skipped (`on_train_batch_start` returned -1) are counted as begun, which Lightning forgets:
+    then it does not know a restart within an epoch for one.
+    """
+    state = trainer.fit_loop.state_dict()
+    batches = state["epoch_loop.batch_progress"]["total"]
+    batches["started"], batches["completed"] = batches["ready"], batches["ready"] - int(in_epoch)
+    return {"epoch": trainer.current_epoch, "fit_loop": state}
 
 
 def put_counters(checkpoint: dict[str, Any], counters: dict[str, Any]) -> None:
@@ -126,6 +145,14 @@ def _seed_epoch(trainer: L.Trainer, seed: int) -> None:
             if isinstance(part, DistributedSampler):
                 part.seed = derive(seed, "sampler", index) % 2**31
     seed_all(derive(seed, "epoch", epoch, trainer.global_rank))
+
+
+def _end_workers(trainer: L.Trainer) -> None:
+    """Let workers that would live on be started again: they are seeded when they start, and never after."""
+    loop: Any = trainer.fit_loop
+    for loader in loop._combined_loader.flattened:
+        if getattr(loader, "persistent_workers", False):
+            loader._iterator = None
 
 
 def _renew_iterator(trainer: L.Trainer) -> None:

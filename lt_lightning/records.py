@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_lightning.atomic import write_text
+from lt_lightning.checksum import digest
 
 COLUMNS = ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")
 """The columns that every record has, in order; metrics follow under their own names."""
@@ -60,14 +61,14 @@ class Curves:
 
     Args:
         path: of the CSV; None on processes that do not write.
-        step: when a fit continues, the step of its checkpoint; later rows are cut off. None starts anew.
+        count: how many rows to go on from, when a fit continues; later ones are cut off.
     """
 
-    def __init__(self, path: Path | None, step: int | None = None) -> None:
+    def __init__(self, path: Path | None, count: int = 0) -> None:
         self.path = path
-        self.rows: list[Mapping[str, Any]] = []
-        if path is not None and step is not None and path.exists():
-            self.rows = [row for row in read_records(path) if row["step"] <= step]
+        self.rows = read_curves(path, count) if path is not None and count else []
+        self.written: tuple[int, str] = (0, "")
+        """How many rows the file holds, and their checksum."""
 
     def add(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Add a row; `step` is the number of optimizer steps done, `epoch` the index of the running epoch."""
@@ -77,7 +78,27 @@ class Curves:
     def write(self) -> None:
         """Bring the file up to date."""
         if self.path is not None:
-            write_text(self.path, to_csv(self.rows, ("step", "epoch")))
+            text = _csv_of(self.rows)
+            write_text(self.path, text)
+            self.written = len(self.rows), digest(text.encode())
+
+
+def read_curves(path: Path, count: int) -> list[Mapping[str, Any]]:
+    """The first rows of a `metrics.csv`; empty cells are left out."""
+    rows = read_records(path)[:count] if path.exists() else []
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def are_curves_whole(path: Path, count: int, checksum: str) -> bool:
+    """Whether the first rows of a `metrics.csv` are those of the checksum."""
+    try:
+        return digest(_csv_of(read_curves(path, count)).encode()) == checksum
+    except (ValueError, TypeError, AttributeError, csv.Error):
+        return False
+
+
+def _csv_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    return to_csv(rows, ("step", "epoch"))
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

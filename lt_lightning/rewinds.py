@@ -28,8 +28,8 @@ class RewindStep:
         return f"{self.count} {self.unit}"
 
 
-def parse_step(value: int | str, name: str = "rewind_step") -> RewindStep:
-    """Read a rewind step: a number of steps, "500 steps" or "2 epochs"; `name` is for the error.
+def parse_step(value: int | str, name: str = "rewind_step", others: str = "0") -> RewindStep:
+    """Read a rewind step: a number of steps, "500 steps" or "2 epochs"; `name` and `others` are for the error.
 
     Raises:
         ValueError: for anything else.
@@ -39,7 +39,7 @@ def parse_step(value: int | str, name: str = "rewind_step") -> RewindStep:
     """
     found = re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
     if not found:
-        raise ValueError(f'{name}={value!r} is not understood: write 500, "500 steps" or "2 epochs".')
+        raise ValueError(f'{name}={value!r} is not understood: write {others}, 500, "500 steps" or "2 epochs".')
     return RewindStep(int(found[1]), f"{found[2] or 'step'}s")
 
 

@@ -6,9 +6,12 @@ Everything is saved when all that belongs to a batch or an epoch is behind it (s
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_lightning import epoch_metrics, moments, points, position, saving
 from lt_lightning.interruption import Interruption
@@ -53,8 +56,8 @@ class Saves:
         self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
-        if trainer.world_size == 1:  # of several processes, each would stop at a step of its own
-            self._interruption.note()
+        _warn_of_requeue(trainer)
+        self._interruption.note(alone=trainer.world_size == 1)
 
     def release(self, trainer: L.Trainer) -> None:
         """Save nothing any more, and leave signals to others."""
@@ -69,11 +72,11 @@ class Saves:
         """
         stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
         if stepped and not trainer.is_last_batch and self._is_due(trainer):
-            self._counters, self._in_epoch = position.counters(trainer), True
+            self._counters, self._in_epoch = position.counters(trainer, in_epoch=True), True
 
     def epoch_ends(self, trainer: L.Trainer) -> None:
         """Take note of where a checkpoint of this epoch would stand. Call in `on_train_epoch_end`."""
-        self._counters, self._in_epoch = position.counters(trainer), False
+        self._counters, self._in_epoch = position.counters(trainer, in_epoch=False), False
 
     def save_best(self, trainer: L.Trainer) -> None:
         """Save the weights of the best validation."""
@@ -87,6 +90,8 @@ class Saves:
 
     def obey_signals(self) -> None:
         """Raise `Interrupted` if a signal came, now that all is saved."""
+        if self._interruption.signal is not None:
+            rank_zero_info(f"interrupted: {self._files.last} is saved, and the same program goes on from there")
         self._interruption.obey()
 
     def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
@@ -94,6 +99,7 @@ class Saves:
         if self._trim is None:
             return
         if not self.saves_weights:
+            checkpoint["should_stop"] = trainer.should_stop
             checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
         if self._counters:
             position.put_counters(checkpoint, self._counters)
@@ -127,24 +133,24 @@ class Saves:
     def _after_batch(self, trainer: L.Trainer) -> None:
         if not self._counters:
             return
-        if self._awaits_point:
-            self._save_point_if_due(trainer)
-        if self._last_is_due(trainer):
-            self._save_last(trainer)
-        self._counters = {}
-        self._interruption.obey()
+        self._save_what_is_due(trainer, epochs=0)
 
     def _after_epoch(self, trainer: L.Trainer) -> None:
-        epochs = position.epochs_run(trainer)
+        self._save_what_is_due(trainer, position.epochs_run(trainer))
+
+    def _save_what_is_due(self, trainer: L.Trainer, epochs: int) -> None:
+        """`epochs` is the number of finished epochs at the end of one, else 0.
+
+        The end of the fit is left to `save_end`: in a restarted fit the hooks of the last epoch's and of training's end
+        would not run.
+        """
         if self._awaits_point:
             self._save_point_if_due(trainer, epochs)
-        over = position.is_over(trainer)
-        # The end of the fit is saved in on_fit_end: the hooks of on_train_end would not run in a restarted fit.
-        if not over and self._last_is_due(trainer, epochs):
-            self._save_last(trainer)
+        if not position.is_over(trainer):
+            if self._last_is_due(trainer, epochs):
+                self._save_last(trainer)
+            self.obey_signals()
         self._counters = {}
-        if not over:
-            self._interruption.obey()
 
     def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
         path = points.due(trainer, self._plan, epochs)
@@ -167,9 +173,19 @@ class Saves:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._saving_seconds = self._saved_at - start
 
-    def _save(self, trainer: L.Trainer, path: Any, trim: Callable[[dict[str, Any]], None]) -> None:
+    def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
         self._trim = trim
         try:
             saving.save(trainer, path)
         finally:
             self._trim = None
+
+
+def _warn_of_requeue(trainer: L.Trainer) -> None:
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        rank_zero_warn(
+            "Lightning will not requeue this Slurm job: on SIGUSR1 and SIGTERM the ticket saves the step at hand and "
+            "the program ends with 138 or 143. Let Slurm requeue it (sbatch --requeue), and pass "
+            "Trainer(plugins=[SLURMEnvironment(auto_requeue=False)]) to say that you know."
+        )

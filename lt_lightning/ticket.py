@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
@@ -63,6 +64,7 @@ class Ticket(Callback):
         self._epoch_metrics: list[epoch_metrics.State] = []
         self._logged_before: dict[str, Any] = {}
         self._hold_learning_rate = False
+        self._should_stop = False
         self._saves = self._make_saves()
         guard.put_on(self._module, self)
 
@@ -154,6 +156,7 @@ class Ticket(Callback):
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
         self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
         self._epoch_metrics = checkpoint.get("epoch_metrics", [])
+        self._should_stop = checkpoint.get("should_stop", False)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             checkpoint.pop("loops", None)  # a trial of one batch would be over before a later step
 
@@ -186,14 +189,17 @@ class Ticket(Callback):
         self._enforcement.begin(trainer)
         self._return_to_position(trainer)
         path = self.files.curves if trainer.is_global_zero else None
-        self._measured.start_curves(path, trainer.global_step if self._resuming else None)
+        self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
         self._saves.begin(trainer)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
+        if self._resuming and trainer.global_step > 0:
+            rank_zero_info(f"{self.name} continues at step {trainer.global_step}")
         if metrics and self._resuming:
             epoch_metrics.restore_callback_metrics(trainer, metrics)
+            trainer.should_stop = self._should_stop  # as before `min_epochs`
         if not position.in_middle_of_epoch(trainer):
             return
         states = dict(enumerate(self._random_states))

@@ -151,6 +151,50 @@ def test_an_unfinished_run_is_told_of_damage_to_what_it_continues_from(tmp_path)
     assert "round-00/final.ckpt is damaged" in said[0]
 
 
+@pytest.mark.parametrize("name", ["early_stop.ckpt", "metrics.csv"])
+def test_what_an_unfinished_fit_has_measured_is_looked_at(tmp_path, finished, name):
+    stop = StopAt("on_train_batch_end", 21)  # in the last epoch of round 1
+    with pytest.raises(Stop):
+        play(tmp_path, make_callbacks=lambda: [stop], **ARGUMENTS)
+    path = tmp_path / "round-01" / name
+    flip(path, path.stat().st_size // 2)
+    trained, said = again(tmp_path)
+    assert trained[0] == "round-01"
+    assert f"round-01/{name} is damaged" in said[0]
+    assert records_without_time(tmp_path) == records_without_time(finished)
+
+
+def test_rows_that_a_checkpoint_does_not_know_are_no_damage(tmp_path, finished):
+    stop = StopAt("on_train_batch_end", 21)
+    with pytest.raises(Stop):
+        play(tmp_path, make_callbacks=lambda: [stop], **ARGUMENTS)
+    with open(tmp_path / "round-01" / "metrics.csv", "a") as file:
+        file.write("14,2,0.5,,\n")  # as after a kill between the curves and the checkpoint
+    assert again(tmp_path)[1] == []
+    assert (tmp_path / "round-01" / "metrics.csv").read_bytes() == (finished / "round-01" / "metrics.csv").read_bytes()
+
+
+def test_what_is_damaged_twice_is_set_aside_twice(run):
+    for _ in range(2):
+        flip(run / "round-02" / "final.ckpt", 1000)
+        again(run)
+    assert {path.name for path in run.glob("round-02/*.damaged*")} == {"final.ckpt.damaged", "final.ckpt.damaged1"}
+
+
+def test_files_of_others_are_no_damage(run):
+    for name in ("points/mine.ckpt", "round-01/mine.ckpt", "round-01/notes.csv"):
+        (run / name).write_text("mine")
+    assert again(run) == ([], [])
+
+
+def test_points_that_were_removed_are_asked_for_when_a_round_starts_from_them(tmp_path):
+    play(tmp_path, rounds=1)
+    for point in (tmp_path / "points").iterdir():
+        point.unlink()
+    with pytest.raises(FileNotFoundError, match=r"rewind\.ckpt is missing, from which round 2 starts"):
+        play(tmp_path, rounds=2)
+
+
 def test_the_ticket_after_the_last_round_is_looked_at_when_the_run_grows(run):
     flip(run / "round-02" / "next" / "ticket.safetensors", 1000)
     trained, said = again(run, rounds=3)
@@ -184,6 +228,27 @@ def test_a_configuration_that_cannot_be_read_is_named(run):
         ticket.unlink()
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read, and results lie beside it"):
         lottery(Tiny, directory=run, **ARGUMENTS)
+
+
+def test_tickets_of_another_configuration_are_noticed_where_the_configuration_is_gone(run):
+    (run / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml is gone, and the tickets here were made with another"):
+        lottery(Tiny, directory=run, **(ARGUMENTS | {"seed": 1}))
+    assert again(run) == ([], [])
+    assert (run / "config.yaml").exists()
+
+
+def test_a_second_run_does_not_write_the_configuration_of_the_first(tmp_path):
+    first = lottery(Tiny, directory=tmp_path, rounds=1)
+    next(first)
+    before = (tmp_path / "config.yaml").read_bytes()
+    lottery(Tiny, directory=tmp_path, rounds=1, seed=1)  # refused when it begins; the first may not have results yet
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_fewer_rounds_leave_the_configuration_alone(run, finished):
+    assert again(run, rounds=1, controls=[])[0] == []
+    assert (run / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
 
 
 def test_a_configuration_that_differs_is_refused_and_not_mended(run):

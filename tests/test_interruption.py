@@ -1,8 +1,10 @@
 """Ctrl-C, SIGTERM and SIGUSR1: the fit ends after the step at hand, its state is saved, no step is trained twice."""
 
+import logging
 import os
 import signal
 import threading
+import warnings
 
 import lightning as L
 import pytest
@@ -122,3 +124,30 @@ def test_a_thread_that_is_not_the_main_one_hears_nothing(tmp_path):
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
     listener.obey()
+
+
+def test_a_job_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        play(tmp_path, make_callbacks=lambda: [SignalAt(3, signal.SIGINT)], rounds=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_slurm_job_is_told_that_lightning_will_not_requeue_it(tmp_path):
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    with pytest.warns(UserWarning, match="Lightning will not requeue this Slurm job"):
+        play(tmp_path / "a", rounds=0, options={"plugins": [SLURMEnvironment()]}, test=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Lightning will not requeue")
+        play(tmp_path / "b", rounds=0, options={"plugins": [SLURMEnvironment(auto_requeue=False)]}, test=False)
+
+
+def test_the_program_is_told_where_it_goes_on(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        interrupted(tmp_path, 8, signal.SIGTERM)
+        play(tmp_path, rounds=0)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert f"interrupted: {tmp_path}/round-00/last.ckpt is saved, and the same program goes on from there" in said
+    assert "round-00 continues at step 8" in said

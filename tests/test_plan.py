@@ -153,9 +153,9 @@ def ticket(ingredients):
         ),
         (
             {"rewind_step": "2 batches"},
-            'rewind_step=\'2 batches\' is not understood: write 500, "500 steps" or "2 epochs".',
+            'rewind_step=\'2 batches\' is not understood: write 0, 500, "500 steps" or "2 epochs".',
         ),
-        ({"every": "often"}, 'every=\'often\' is not understood: write 500, "500 steps" or "2 epochs".'),
+        ({"every": "often"}, 'every=\'often\' is not understood: write "auto", None, 500, "500 steps" or "2 epochs".'),
         ({"every": "0 steps"}, 'every="0 steps" must be at least 1; "auto" and None are possible too.'),
         (
             {"model": "lenet"},
@@ -216,7 +216,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
 
 
 def test_a_text_alone_stands_for_a_list_of_one(tmp_path):
-    lottery(Tiny, rounds=1, directory=tmp_path, controls="reinit", prunable="hidden*")
+    next(lottery(Tiny, rounds=1, directory=tmp_path, controls="reinit", prunable="hidden*"))
     plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["lottery"]
     assert (plan["controls"], plan["prunable"]) == (["reinit"], ["hidden*"])
 

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_lightning.atomic import write_text
-from lt_lightning.records import COLUMNS, Curves, early_stop_name, numbers, read_records, to_csv, write_records
+from lt_lightning.records import (
+    COLUMNS,
+    Curves,
+    are_curves_whole,
+    early_stop_name,
+    numbers,
+    read_records,
+    to_csv,
+    write_records,
+)
 
 
 def is_text(value):
@@ -101,10 +110,10 @@ def test_curves_have_a_row_per_moment_with_step_and_epoch_first(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "step,epoch,train/loss,val/loss\n2,0,0.5,\n4,1,1.0,0.25\n"
 
 
-def test_a_fit_that_continues_cuts_its_curves_back_to_the_step_of_its_checkpoint(tmp_path):
+def test_a_fit_that_continues_cuts_its_curves_back_to_the_rows_that_its_checkpoint_knows(tmp_path):
     path = tmp_path / "metrics.csv"
     curves_of(path, 2, 4, 6, 8)
-    resumed = Curves(path, step=4)
+    resumed = Curves(path, count=2)
     assert steps_in(path) == [2, 4, 6, 8]
     resumed.add(5, 1, {"train/loss": 0.0})
     resumed.write()
@@ -114,7 +123,7 @@ def test_a_fit_that_continues_cuts_its_curves_back_to_the_step_of_its_checkpoint
 def test_curves_that_go_on_are_those_of_a_fit_that_was_never_interrupted(tmp_path):
     curves_of(tmp_path / "whole.csv", 2, 4, 6, 8)
     curves_of(tmp_path / "resumed.csv", 2, 4, 6)
-    resumed = Curves(tmp_path / "resumed.csv", step=4)
+    resumed = Curves(tmp_path / "resumed.csv", count=2)
     for step in (6, 8):
         resumed.add(step, step // 4, {"train/loss": torch.tensor(1 / step)})
     resumed.write()
@@ -127,14 +136,25 @@ def test_a_fit_that_begins_starts_its_curves_anew(tmp_path):
     assert steps_in(tmp_path / "metrics.csv") == [1]
 
 
-def test_a_fit_that_continues_at_step_0_keeps_what_was_logged_by_then(tmp_path):
+def test_a_fit_that_continues_at_step_0_begins_its_curves_anew(tmp_path):
     curves_of(tmp_path / "metrics.csv", 2, 4)
-    Curves(tmp_path / "metrics.csv", step=0).write()
+    Curves(tmp_path / "metrics.csv", count=0).write()
     assert (tmp_path / "metrics.csv").read_text() == "step,epoch\n"
-    assert Curves(tmp_path / "missing.csv", step=3).rows == []
+    assert Curves(tmp_path / "missing.csv", count=3).rows == []
 
 
 def test_processes_that_do_not_write_keep_no_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert curves_of(None, 2, 4).rows == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_are_whole_if_the_rows_that_a_checkpoint_knows_are(tmp_path):
+    path = tmp_path / "metrics.csv"
+    count, checksum = curves_of(path, 2, 4).written
+    curves_of(path, 2, 4, 6)
+    assert are_curves_whole(path, count, checksum)
+    path.write_text(path.read_text().replace("0.25", "0.26"))
+    assert not are_curves_whole(path, count, checksum)
+    path.write_bytes(b"\xff")
+    assert not are_curves_whole(path, count, checksum)

@@ -136,4 +136,4 @@ def test_a_rewind_step_is_read_back_from_its_text(count, unit):
 def test_anything_else_is_refused_with_what_to_write(value):
     with pytest.raises(ValueError, match="is not understood") as error:
         parse_step(value)
-    assert str(error.value) == (f'rewind_step={value!r} is not understood: write 500, "500 steps" or "2 epochs".')
+    assert str(error.value) == (f'rewind_step={value!r} is not understood: write 0, 500, "500 steps" or "2 epochs".')
