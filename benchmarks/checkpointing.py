@@ -16,7 +16,7 @@ from functools import partial
 import lightning as L
 import torch
 
-from lt_lightning import lottery, saving
+from lt_lightning import checkpoints, lottery
 from lt_lightning.data import Images, Splits
 from lt_lightning.models import Classifier, lenet_300_100
 
@@ -42,7 +42,7 @@ def make_model(shape):
 
 def seconds(shape, data, options, keep):
     """The duration of a dense round; `keep` tells which files it saves."""
-    save, saving.save = saving.save, lambda trainer, path: save(trainer, path) if keep(path) else None
+    save, checkpoints.save = checkpoints.save, lambda trainer, path: save(trainer, path) if keep(path) else None
     try:
         with tempfile.TemporaryDirectory() as directory:
             for ticket in lottery(partial(make_model, shape), rounds=0, directory=directory):
@@ -61,7 +61,7 @@ def seconds(shape, data, options, keep):
                 trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
                 return time.perf_counter() - start
     finally:
-        saving.save = save
+        checkpoints.save = save
 
 
 def main():

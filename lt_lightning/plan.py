@@ -17,7 +17,7 @@ from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
 
 AUTO = "auto"
-"""Saves as often as an epoch ends, and seldom enough."""
+"""At the end of an epoch, if saving is cheap enough then."""
 
 _EXAMPLES = {
     "schedule": "pass one such as geometric(0.2).",

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lt_lightning import saving
+from lt_lightning import checkpoints
 from lt_lightning.criteria import Evidence
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan
@@ -63,7 +63,7 @@ def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[s
     if start is None:
         return "fresh", {}
     if start is not point:
-        saving.write(start, target.start)
+        checkpoints.write(start, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 

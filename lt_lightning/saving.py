@@ -1,82 +1,191 @@
-"""Saving Lightning checkpoints atomically, and what each kind of them holds."""
+"""When a fit is saved: rewind points in round 0, `last.ckpt` now and then or when a signal comes, the best and the end.
 
-from collections.abc import Iterable, Mapping
+Everything is saved when all that belongs to a batch or an epoch is behind it (see `moments.py`).
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_lightning.atomic import staged
-from lt_lightning.checksum import seal
+from lt_lightning import checkpoints, epoch_metrics, moments, points, position
+from lt_lightning.interruption import Interruption
+from lt_lightning.plan import AUTO, Plan
+from lt_lightning.processes import gather
+from lt_lightning.rundir import ArmDirectory
 
-_ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
-
-
-def save(trainer: L.Trainer, path: Path) -> None:
-    """Save a full checkpoint; a kill at any instant leaves the old file or the new one. Call on every process."""
-    strategy: Any = trainer.strategy
-    theirs, strategy.checkpoint_io = strategy.checkpoint_io, _Atomic()
-    try:
-        trainer.save_checkpoint(path, weights_only=False)
-    finally:
-        strategy.checkpoint_io = theirs
+SHARE = 1 / 40
+"""The part of the time that saving `last.ckpt` may take if it is to be seldom enough."""
 
 
-def write(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically, with its checksum."""
-    with staged(path) as file:
-        torch.save(dict(checkpoint), file)
-        seal(file)
+class Saving:
+    """The checkpoints of one fit.
 
-
-class _Atomic(TorchCheckpointIO):
-    """Lightning's own stages in the temporary folder, from which a rename is not atomic (issues 21253 and 19970)."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write(checkpoint, Path(path))
-
-
-def trim_last(checkpoint: dict[str, Any]) -> None:
-    """Drop the hyperparameters: unless they are primitives, Lightning cannot read the checkpoint back.
-
-    Of the loops only that of the fit is ever continued.
+    Args:
+        plan: of the lottery.
+        files: of the fit.
+        makes_points: whether it saves the rewind points.
+        key: of the ticket's state in a checkpoint.
+        write_curves: is called before `last.ckpt` is saved, so that both tell the same.
     """
-    if "loops" in checkpoint:
-        checkpoint["loops"] = {"fit_loop": checkpoint["loops"]["fit_loop"]}
-    for key in [key for key in checkpoint if "hparams_" in key or "hyper_parameters" in key]:
-        del checkpoint[key]
+
+    def __init__(
+        self, plan: Plan, files: ArmDirectory, makes_points: bool, key: str, write_curves: Callable[[], None]
+    ) -> None:
+        self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
+        self._write_curves = write_curves
+        self._interruption = Interruption()
+        self._saved_step = self._stepped = 0
+        self._saved_at = self._saving_seconds = 0.0
+        self._counters: dict[str, Any] = {}
+        self._in_epoch = False
+        self._trim: Callable[[dict[str, Any]], None] | None = None
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
+        if self._makes_points:
+            points.check(trainer, self._plan)
+            self._save_point_if_due(trainer)
+        self._awaits_point = self._makes_points and not self._plan.directory.rewind_point.exists()
+        self._saved_step = self._stepped = trainer.global_step
+        self._saved_at = time.monotonic()
+        moments.after_each_batch(trainer, partial(self._after_batch, trainer))
+        moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
+        _warn_of_requeue(trainer)
+        self._interruption.note(alone=trainer.world_size == 1)
+
+    def release(self, trainer: L.Trainer) -> None:
+        """Save nothing any more, and leave signals to others."""
+        self._interruption.stop_noting()
+        moments.release(trainer)
+
+    def batch_ends(self, trainer: L.Trainer) -> None:
+        """Take note of where a checkpoint of this batch would stand. Call in `on_train_batch_end`.
+
+        Between two steps gradients may have gathered, which no checkpoint holds; at the last batch the epoch's end is
+        the better moment.
+        """
+        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
+        if stepped and not trainer.is_last_batch and self._is_due(trainer):
+            self._counters, self._in_epoch = position.counters(trainer, in_epoch=True), True
+
+    def epoch_ends(self, trainer: L.Trainer) -> None:
+        """Take note of where a checkpoint of this epoch would stand. Call in `on_train_epoch_end`."""
+        self._counters, self._in_epoch = position.counters(trainer, in_epoch=False), False
+
+    def save_best(self, trainer: L.Trainer) -> None:
+        """Save the weights of the best validation."""
+        self._save(trainer, self._files.early_stop, checkpoints.trim_weights)
+
+    def save_end(self, trainer: L.Trainer, trained: bool) -> None:
+        """Save the end of the fit, whole and its weights alone; `trained` is whether anything was trained."""
+        if trained:
+            self._save(trainer, self._files.last, checkpoints.trim_last)
+        self._save(trainer, self._files.final, checkpoints.trim_weights)
+
+    def obey_signals(self) -> None:
+        """Raise `Interrupted` if a signal came, now that all is saved."""
+        if self._interruption.signal is not None:
+            rank_zero_info(f"interrupted: {self._files.last} is saved, and the same program goes on from there")
+        self._interruption.obey()
+
+    def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Complete and trim the checkpoints that are saved here; those of others are left alone."""
+        if self._trim is None:
+            return
+        if not self.saves_weights:
+            checkpoint["should_stop"] = trainer.should_stop
+            checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
+        if self._counters:
+            position.put_counters(checkpoint, self._counters)
+        self._trim(checkpoint)
+
+    @property
+    def saves_weights(self) -> bool:
+        """Whether weights and buffers are being saved alone, without the state of callbacks."""
+        return self._trim is checkpoints.trim_weights
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        point = self._awaits_point and points.due(trainer, self._plan, epochs=0) is not None
+        return point or self._last_is_due(trainer)
+
+    def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
+        """Whether it is time for `last.ckpt`; `epochs` is the number of finished epochs at the end of one."""
+        every = self._plan.every
+        if self._interruption.signal is not None:
+            return True
+        if every is None or isinstance(every, str):
+            return every == AUTO and epochs > 0 and self._is_cheap(trainer)
+        if every.unit == "epochs":
+            return epochs > 0 and epochs % every.count == 0
+        return trainer.global_step - self._saved_step >= every.count
+
+    def _is_cheap(self, trainer: L.Trainer) -> bool:
+        """Whether so much time has passed since the last save that another takes at most its share of it."""
+        passed = time.monotonic() - self._saved_at
+        return bool(trainer.strategy.broadcast(self._saving_seconds <= SHARE * passed))
+
+    def _after_batch(self, trainer: L.Trainer) -> None:
+        if not self._counters:
+            return
+        self._save_what_is_due(trainer, epochs=0)
+
+    def _after_epoch(self, trainer: L.Trainer) -> None:
+        self._save_what_is_due(trainer, position.epochs_run(trainer))
+
+    def _save_what_is_due(self, trainer: L.Trainer, epochs: int) -> None:
+        """`epochs` is the number of finished epochs at the end of one, else 0.
+
+        The end of the fit is left to `save_end`: in a restarted fit the hooks of the last epoch's and of training's end
+        would not run.
+        """
+        if self._awaits_point:
+            self._save_point_if_due(trainer, epochs)
+        if not position.is_over(trainer):
+            if self._last_is_due(trainer, epochs):
+                self._save_last(trainer)
+            self.obey_signals()
+        self._counters = {}
+
+    def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
+        path = points.due(trainer, self._plan, epochs)
+        if path is None:
+            return
+        if not path.exists():
+            kept = [self._key, *points.averaging_keys(trainer)]
+            self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
+            checkpoints.require_readable(path)
+        if points.reached(trainer, self._plan, epochs):
+            if trainer.is_global_zero:
+                self._plan.directory.link_rewind_point(path)
+            self._awaits_point = False
+            trainer.should_stop = trainer.should_stop or not self._plan.dense
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        start = time.monotonic()
+        self._write_curves()
+        self._save(trainer, self._files.last, checkpoints.trim_last)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saving_seconds = self._saved_at - start
+
+    def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
+        self._trim = trim
+        try:
+            checkpoints.save(trainer, path)
+        finally:
+            self._trim = None
 
 
-def trim_point(checkpoint: dict[str, Any], callbacks: Iterable[str]) -> None:
-    """Keep only the states of these callbacks: a restored EarlyStopping would end the next round by round 0's best.
-
-    At step 0 the loop counters go as well: without them Lightning starts a fit instead of restarting one.
-    """
-    trim_last(checkpoint)
-    kept = set(callbacks)
-    checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if key in kept}
-    if checkpoint["global_step"] == 0:
-        del checkpoint["loops"]
-
-
-def trim_weights(checkpoint: dict[str, Any]) -> None:
-    """Keep weights and buffers."""
-    for key in [key for key in checkpoint if key not in _ANY_MODEL]:
-        del checkpoint[key]
-
-
-def require_readable(path: Path) -> None:
-    """Raise a ValueError unless the checkpoint can be read back, as every later round must.
-
-    What cannot be read is something that the module or the data module put into it.
-    """
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read back, so no round could start from it: {error}\n"
-            "The LightningModule or LightningDataModule stores something else than tensors and primitives: look at "
-            "its on_save_checkpoint and state_dict."
-        ) from error
+def _warn_of_requeue(trainer: L.Trainer) -> None:
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        rank_zero_warn(
+            "Lightning will not requeue this Slurm job: on SIGUSR1 and SIGTERM the ticket saves the step at hand and "
+            "the program ends with 138 or 143. Let Slurm requeue it (sbatch --requeue), and pass "
+            "Trainer(plugins=[SLURMEnvironment(auto_requeue=False)]) to say that you know."
+        )

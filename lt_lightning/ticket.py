@@ -25,7 +25,7 @@ from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
-from lt_lightning.saves import Saves
+from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
 from lt_lightning.twins import twins
 
@@ -65,7 +65,7 @@ class Ticket(Callback):
         self._logged_before: dict[str, Any] = {}
         self._hold_learning_rate = False
         self._should_stop = False
-        self._saves = self._make_saves()
+        self._saving = self._make_saving()
         guard.put_on(self._module, self)
 
     def __repr__(self) -> str:
@@ -136,7 +136,7 @@ class Ticket(Callback):
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
             self.plan = replace(self.plan, directory=scratch)
-            self._saves = self._make_saves()
+            self._saving = self._make_saving()
         searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         first = [_BeforeSearch(self)] if searches else []
@@ -191,7 +191,7 @@ class Ticket(Callback):
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
-        self._saves.begin(trainer)
+        self._saving.begin(trainer)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
@@ -242,7 +242,7 @@ class Ticket(Callback):
             self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
-        self._saves.batch_ends(trainer)
+        self._saving.batch_ends(trainer)
 
     def _add_logged(self, trainer: L.Trainer) -> None:
         if self._logged_before:
@@ -259,12 +259,12 @@ class Ticket(Callback):
             set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
             self._random_state = None
         if self._measured.validate(trainer):
-            self._saves.save_best(trainer)
+            self._saving.save_best(trainer)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: keep its metrics."""
         self._measured.end_epoch(trainer)
-        self._saves.epoch_ends(trainer)
+        self._saving.epoch_ends(trainer)
         self._logged_before = {}
 
     # After the fit
@@ -277,7 +277,7 @@ class Ticket(Callback):
         """Save the end, and draw the next ticket from it."""
         self._require_training(trainer)
         self._measured.stop_clock(trainer)
-        self._saves.save_end(trainer, self._trained)
+        self._saving.save_end(trainer, self._trained)
         if self.arm == TICKET and trainer.is_global_zero:
             if self.round == 0:
                 write_dense(self.plan, self.masks)
@@ -285,7 +285,7 @@ class Ticket(Callback):
                 draw_next(self.plan, self.round, self.masks, trainer)
         trainer.strategy.barrier("lt_lightning.draw_next")
         self.fitted = True
-        self._saves.obey_signals()
+        self._saving.obey_signals()
 
     def _require_training(self, trainer: L.Trainer) -> None:
         if not self._trained and not self._resuming:
@@ -325,7 +325,7 @@ class Ticket(Callback):
         self._release(trainer)
 
     def _release(self, trainer: L.Trainer) -> None:
-        self._saves.release(trainer)
+        self._saving.release(trainer)
         self._enforcement.release()
         ours = (_EpochEnd, _BeforeSearch)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
@@ -340,16 +340,16 @@ class Ticket(Callback):
     def _makes_points(self) -> bool:
         return self.round == 0 and self.arm == TICKET
 
-    def _make_saves(self) -> Saves:
-        return Saves(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
+    def _make_saving(self) -> Saving:
+        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from."""
-        self._saves.complete(trainer, checkpoint)
+        self._saving.complete(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, what finders found, time and what was measured so far."""
-        if self._saves.saves_weights:
+        if self._saving.saves_weights:
             return {}
         measured = self._measured.state_dict()
         return {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}

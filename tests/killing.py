@@ -21,7 +21,7 @@ import torch
 from tiny import Tiny, data, trainer
 from torch.utils.data import DataLoader, Dataset
 
-from lt_lightning import atomic, lottery, rundir, saving, ticket
+from lt_lightning import atomic, checkpoints, lottery, rundir, ticket
 from lt_lightning.records import read_records
 from lt_lightning.rundir import ArmDirectory, Checkpoint
 
@@ -148,7 +148,7 @@ class Phases(L.Callback):
         self.value.value = before
 
     def put_into_modules(self):
-        save, draw = saving.save, ticket.draw_next
+        save, draw = checkpoints.save, ticket.draw_next
 
         def during_save(*arguments):
             with self.during("saving"):
@@ -158,7 +158,7 @@ class Phases(L.Callback):
             with self.during("pruning"):
                 draw(*arguments)
 
-        saving.save, ticket.draw_next = during_save, drawing
+        checkpoints.save, ticket.draw_next = during_save, drawing
 
 
 class Boundaries:
