@@ -27,7 +27,7 @@ def test_a_run_that_is_killed_at_random_instants_ends_with_the_same_bits(tmp_pat
             kills.append(killed)
             longest *= 1.1  # so that a slow machine comes to an end too
         assert_same_directories(tmp_path / "whole", directory)
-    assert len(kills) >= 5
+    assert len(kills) >= 3
     record_property("table", f"{way}: {len(kills)} kills at random instants: {counted(kills)}")
 
 
