@@ -4,6 +4,7 @@ import pytest
 import yaml
 from app import CONF, composed, run
 from hydra.utils import instantiate
+from tiny import Tiny
 
 from lt_lightning.models import Classifier
 
