@@ -91,7 +91,7 @@ def drawn(draws):
         "rewind": draws.choice([to_point, to_point, keep_weights, fine_tune]),
         "monitor": draws.choice(["val/loss", None]),
     }
-    if draws.random() < 0.4:
+    if draws.random() < 0.4 and way["model"] != "by hand":  # whose steps end an epoch too soon for "1 epoch"
         options |= {"max_steps": draws.choice([7, 10, 12]), "max_epochs": -1}
     if way["callbacks"] == "accumulating" or way["model"] == "by hand":
         options |= {"accumulate_grad_batches": 1}
@@ -114,10 +114,7 @@ def run(directory, way, interrupt=()):
 @pytest.mark.parametrize("seed", range(100))
 def test_a_random_way_to_train_that_is_interrupted_anywhere_ends_with_the_same_bits(tmp_path, seed):
     way, stops = drawn(random.Random(seed))
-    try:
-        run(tmp_path / "whole", way)
-    except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
-        pytest.skip(f"not a way to train: {error}")
+    run(tmp_path / "whole", way)
     for stop in stops:
         with suppress(Stop, SystemExit):
             run(tmp_path / "stopped", way, [Interrupt(*stop)])
