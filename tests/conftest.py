@@ -12,9 +12,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("killing", "matrix", "tiny")
-pytest.register_assert_rewrite("matrix")
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
+torch.set_num_threads(1)  # at once, so that the runs of session fixtures are computed with it too
 
 
 settings.register_profile("loaded", deadline=None)  # the machine may be busy
@@ -32,10 +32,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Sums do not depend on how many cores the machine has, and small networks are faster."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
