@@ -1,6 +1,7 @@
 import io
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ pytest.register_assert_rewrite("killing", "matrix", "tiny")
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 torch.set_num_threads(1)  # at once, so that the runs of session fixtures are computed with it too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background, which would pass that on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 settings.register_profile("loaded", deadline=None)  # the machine may be busy
