@@ -15,6 +15,7 @@ import torch
 
 from lt_lightning.masks import Masks, Scores, Weights
 from lt_lightning.seeding import generator
+from lt_lightning.sharded import spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +76,12 @@ def magnitude(evidence: Evidence) -> Scores:
 
 
 def random(evidence: Evidence) -> Scores:
-    """Uniform noise in [0, 1): keep any weights.
+    """Uniform noise in [0, 1): keep any weights. The same noise on any number of processes.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `random`.
     """
-    return {name: torch.rand(mask.shape, generator=evidence.generator) for name, mask in evidence.masks.items()}
+    draws = evidence.generator
+    return {name: spread(torch.rand(mask.shape, generator=draws), mask) for name, mask in evidence.masks.items()}
 
 
 def magnitude_increase(evidence: Evidence) -> Scores:

@@ -1,7 +1,7 @@
 """What a mask is: a bool tensor shaped like its weight, where `True` is kept.
 
 Masks travel as a plain dictionary from parameter name to tensor and never live on the module: there they would be
-broadcast in every distributed forward pass and saved twice.
+broadcast in every distributed forward pass and saved twice. The mask of a sharded weight is sharded as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
+
+from lt_lightning import sharded
 
 Masks = dict[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape."""
@@ -65,12 +67,15 @@ def all_kept(weights: Weights) -> Masks:
     >>> all_kept({"w": torch.zeros(2)})
     {'w': tensor([True, True])}
     """
-    return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+    return {
+        name: sharded.wrap(torch.ones(sharded.local(weight).shape, dtype=torch.bool), weight)
+        for name, weight in weights.items()
+    }
 
 
 def kept(masks: Masks) -> int:
-    """How many weights the masks keep."""
-    return sum(int(mask.sum()) for mask in masks.values())
+    """How many weights the masks keep; if any is sharded, all processes ask together."""
+    return sharded.count(*masks.values())
 
 
 def total(masks: Masks) -> int:

@@ -2,7 +2,9 @@
 
 A scope keeps exactly `round(density * total)` weights, the best ones among those still kept, so masks are nested: a
 pruned weight never comes back. Equal scores are decided by position, earlier weights first, so that the same scores
-give the same masks on every machine.
+give the same masks on every machine, and on any number of processes.
+
+In a sharded fit scores and masks are `DTensor`s, in the same dictionaries; a scope then runs on all processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lt_lightning import sharded
 from lt_lightning.masks import Density, Masks, Scores, kept, matches, require_match, total
 
 Scope = Callable[[Scores, Masks, float], Masks]
@@ -29,6 +32,8 @@ def globally(scores: Scores, masks: Masks, density: float) -> Masks:
         >>> globally(scores, {"a": torch.ones(2).bool(), "b": torch.ones(2).bool()}, 0.5)
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
+    if sharded.any_sharded(masks):
+        return _globally_consuming(dict(scores), masks, density)
     flat_scores = torch.cat([scores[name].flatten() for name in masks])
     flat_masks = torch.cat([mask.flatten() for mask in masks.values()])
     chosen = keep_best(flat_scores, flat_masks, round(density * flat_masks.numel()))
@@ -68,10 +73,7 @@ def keep_best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     """
     candidates = scores[mask]
     if count > candidates.numel():
-        raise ValueError(
-            f"asked to keep {count} weights where only {candidates.numel()} of {mask.numel()} are still kept: "
-            "a pruned weight never comes back, so a schedule must not rise."
-        )
+        raise ValueError(sharded.too_many(count, candidates.numel(), mask.numel()))
     if count == 0:
         return torch.zeros_like(mask)
     threshold = candidates.kthvalue(candidates.numel() - count + 1).values
@@ -83,13 +85,17 @@ def keep_best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
 def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Masks:
     """The next masks: `scope` applied to everything, or to each pattern's group if the density is given per pattern.
 
-    Parameters that no pattern matches keep the masks they have.
+    Parameters that no pattern matches keep the masks they have. If any mask is sharded, all processes select together
+    and all raise or none; and under `globally` and `layerwise` scores leave the dictionary as their masks are made, so
+    that no process ever holds much more than its scores: give it a dictionary that you do not need.
 
     Raises:
-        ValueError: if scores and masks differ in names or shapes, a score is NaN, a pattern matches nothing, or the
-            scope returns what no scope may: other names or shapes, a pruned weight that is back, nothing at all.
+        ValueError: if scores and masks differ in names, shapes or layouts, a score is NaN, a pattern matches nothing,
+            or the scope returns what no scope may: other names or shapes, a pruned weight that is back, nothing at all.
     """
     _check_scores(scores, masks)
+    if sharded.any_sharded(masks) and scope in (globally, layerwise):
+        scope = _globally_consuming if scope is globally else _layerwise_consuming
     groups = group_by_pattern(density, masks) if isinstance(density, Mapping) else {"": list(masks)}
     chosen = dict(masks)
     for pattern, names in groups.items():
@@ -97,6 +103,20 @@ def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Mask
         chosen |= scope(scores, {name: masks[name] for name in names}, wanted)
     _check_chosen(chosen, masks)
     return chosen
+
+
+def _globally_consuming(scores: Scores, masks: Masks, density: float) -> Masks:
+    return sharded.keep_best(_own(scores), masks, round(density * total(masks)))
+
+
+def _layerwise_consuming(scores: Scores, masks: Masks, density: float) -> Masks:
+    own = _own(scores)
+    return {name: _globally_consuming(own, {name: mask}, density)[name] for name, mask in masks.items()}
+
+
+def _own(scores: Scores) -> dict[str, Tensor]:
+    """The dictionary itself, if scores can leave it."""
+    return scores if isinstance(scores, dict) else dict(scores)
 
 
 def group_by_pattern(density: Mapping[str, float], masks: Masks) -> dict[str, list[str]]:
@@ -133,22 +153,31 @@ def expected_density(density: Density, masks: Masks) -> float:
 
 
 def _check_chosen(chosen: Masks, masks: Masks) -> None:
-    shapes = {name: (tuple(mask.shape), mask.dtype) for name, mask in masks.items()}
-    if {name: (tuple(mask.shape), mask.dtype) for name, mask in chosen.items()} != shapes:
-        raise ValueError("a scope must return a bool mask for every mask that it was given, of the same shape.")
-    back = [name for name in masks if bool((chosen[name] & ~masks[name]).any())]
+    names = {**masks, **chosen}
+    if sharded.seen([name for name in names if not _fits(chosen.get(name), masks.get(name))], masks):
+        shape = "shape, sharded as that one is" if sharded.any_sharded(masks) else "shape"
+        raise ValueError(f"a scope must return a bool mask for every mask that it was given, of the same {shape}.")
+    returned = sharded.tally(lambda new, old: new & ~old, {name: chosen[name] for name in masks}, masks)
+    back = [name for name, weights in returned.items() if weights]
     if back:
         raise ValueError(f"a scope must choose among the weights still kept; pruned ones are back in {back}.")
     if kept(chosen) == 0:
         raise ValueError(f"nothing would be kept of {total(masks)} weights: ask for a higher density or fewer rounds.")
 
 
+def _fits(chosen: Tensor | None, mask: Tensor | None) -> bool:
+    if chosen is None or mask is None:
+        return False
+    return chosen.dtype == mask.dtype and sharded.same_layout(chosen, mask)
+
+
 def _check_scores(scores: Scores, masks: Masks) -> None:
-    wrong = [n for n in masks if n not in scores or scores[n].shape != masks[n].shape]
+    mine = [name for name, mask in masks.items() if name not in scores or not sharded.same_layout(scores[name], mask)]
+    wrong = sharded.seen(mine, masks)
     if wrong:
-        raise ValueError(f"a criterion must score every prunable weight in its shape; missing or misshapen: {wrong}.")
-    for name in masks:
-        undefined = int(scores[name].isnan().sum())
+        shape = "shape, sharded as its mask (lt_lightning.sharded.spread)" if sharded.any_sharded(masks) else "shape"
+        raise ValueError(f"a criterion must score every prunable weight in its {shape}; missing or misshapen: {wrong}.")
+    for name, undefined in sharded.tally(torch.isnan, {name: scores[name] for name in masks}).items():
         if undefined:
             raise ValueError(
                 f"{undefined} of the {scores[name].numel()} scores of {name} are NaN, so no weight is the best. "

@@ -13,6 +13,7 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
+    {"sharded"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
@@ -40,7 +41,7 @@ FLOORS = (
 )
 """The core, from the ground up: a module imports from lower floors only."""
 
-SIDE = {"models": 1, "data": 1}
+SIDE = {"models": 2, "data": 2}
 """Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
 
 TOP = ("naming", "progress", "analysis", "loggers", "conf")
