@@ -4,7 +4,7 @@ from lt_lightning.data.augment import Augment, flip_crop
 from lt_lightning.data.digits import digits
 from lt_lightning.data.hub import hub
 from lt_lightning.data.images import Images
-from lt_lightning.data.loader import TensorLoader
+from lt_lightning.data.tensors import TensorLoader
 from lt_lightning.data.splits import Source, Splits
 
 __all__ = ["Augment", "Images", "Source", "Splits", "TensorLoader", "digits", "flip_crop", "hub"]
