@@ -453,8 +453,8 @@ def test_data_unlike_the_declared_are_refused_before_training(changes, message):
         (lambda: make_loader(rank=2, world_size=2), "expected 0 <= rank < world_size"),
         (
             lambda: make_loader(batch_size=10, world_size=3),
-            "data.batch_size=10 does not divide by 3 processes, expected a multiple, since it counts the samples of all "
-            "of them: set data.batch_size=9 or 12, or another trainer.devices",
+            "data.batch_size=10 does not divide by 3 processes, expected a multiple, since it counts the samples of "
+            "all of them: set data.batch_size=9 or 12, or another trainer.devices",
         ),
         (lambda: make_loader(batch_size=2, world_size=3), "set data.batch_size=3, or another trainer.devices"),
         (lambda: make_loader(0), "at least one"),

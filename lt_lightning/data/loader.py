@@ -1,4 +1,4 @@
-"""What all our loaders share: an order given by (seed, epoch), a position that checkpoints keep, a share for each rank."""
+"""What our loaders share: an order given by (seed, epoch), a position for checkpoints, a share for each rank."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Places = slice | Tensor
 
 
 class Loader(ABC):
-    """An iterable of batches of samples 0 ... count - 1 in an order given by (seed, epoch); kinds of data derive from it.
+    """An iterable of batches of samples 0 ... count - 1; the kinds of data derive from it.
 
     Step t of an epoch uses the t-th group of `batch_size` samples of that order, whatever the number of ranks;
     each rank takes its own slice of the group. A last, smaller group is used too: where it does not divide by

@@ -19,7 +19,7 @@ class TensorLoader(Loader):
         labels: int64 [N], on the same device.
         augment: see `Augment`; with seed and epoch as well, it is what is drawn.
         normalize: mean and standard deviation, per channel or one for all, of pixels scaled to [0, 1].
-        options: see `Loader`: batch_size, seed, shuffle, rank, world_size, drop_last. Without shuffle nothing is copied.
+        options: see `Loader`: batch_size, seed, shuffle (without it nothing is copied), rank, world_size, drop_last.
 
     Raises:
         ValueError: for sizes that cannot work.
