@@ -12,7 +12,7 @@ from lt_lightning.seeding import generator
 Batch = tuple[Tensor, Tensor]
 
 Places = slice | Tensor
-"""Positions in an epoch's order: a slice, or int64 [B]."""
+"""Positions in an epoch's order: a slice, or int64 [B] where some lie at `count` or beyond, to fill up a batch."""
 
 
 class Loader(ABC):
@@ -20,8 +20,7 @@ class Loader(ABC):
 
     Step t of an epoch uses the t-th group of `batch_size` samples of that order, whatever the number of ranks;
     each rank takes its own slice of the group. A last, smaller group is used too: where it does not divide by
-    the number of ranks, it is filled up with the first samples of the epoch, so that every rank has the same
-    number of batches of the same size. (In evaluation these few samples, fewer than there are ranks, count twice.)
+    the number of ranks, it is filled up, so that every rank has the same number of batches of the same size.
 
     Lightning saves `state_dict()` in its checkpoints and hands it back, so a fit goes on at the next batch,
     in constant time. An epoch's randomness comes from a generator of its own; the global ones are left alone.
@@ -60,7 +59,7 @@ class Loader(ABC):
 
     @abstractmethod
     def _assemble(self, places: Places, order: Tensor | None, drawn: Tensor | None) -> Batch:
-        """Return the samples at these places of the epoch's order (None: as stored)."""
+        """Return the samples at these places of the epoch's order (None: as stored); decides what fills up."""
 
     def _drawn(self) -> Tensor | None:
         """Return what an epoch needs besides its order, a function of (seed, epoch)."""
@@ -114,7 +113,7 @@ class Loader(ABC):
         start = batch * self.batch_size + self.rank * share
         if start + share <= self.count:
             return slice(start, start + share)
-        return torch.arange(start, start + share, device=self.device) % self.count
+        return torch.arange(start, start + share, device=self.device)
 
 
 def _check_sizes(batch_size: int, rank: int, world_size: int) -> None:

@@ -14,6 +14,9 @@ from lt_lightning.seeding import generator
 class TensorLoader(Loader):
     """An iterable of (images float32 [B, C, H, W], labels int64 [B]), in an order given by (seed, epoch).
 
+    A last batch is filled up with the first samples of the epoch. (In evaluation these few samples, fewer than there
+    are ranks, count twice.)
+
     Args:
         images: uint8 [N, C, H, W], on the device where batches are wanted.
         labels: int64 [N], on the same device.
@@ -61,6 +64,8 @@ class TensorLoader(Loader):
         return torch.rand(self.count, DRAWS, generator=draw).to(self.device)
 
     def _assemble(self, places: Places, order: Tensor | None, drawn: Tensor | None) -> Batch:
+        if isinstance(places, Tensor):
+            places = places % self.count
         chosen = places if order is None else order[places]
         if isinstance(chosen, slice):
             images, labels = self.images[chosen], self.labels[chosen]

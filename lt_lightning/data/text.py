@@ -14,8 +14,8 @@ class Text(L.LightningDataModule):
     """A text as windows of characters on the training device, read once for any number of Trainers.
 
     The text is divided in order: training, then validation, then test. Where no test text is set aside
-    (`test_fraction=0`, so that `val/loss` is of the same text as what nanoGPT publishes), the test text is the validation
-    text: then a test at the best validation is no independent measurement.
+    (`test_fraction=0`, so that `val/loss` is of the same text as what nanoGPT publishes), the test text is the
+    validation text: then a test at the best validation is no independent measurement.
 
     Nothing is read until `prepare_data` or `setup`. The loaders are fresh ones at every call, so each fit has its own
     position. Windows are those of `WindowLoader`; in evaluation each starts without what came before it.
@@ -32,8 +32,9 @@ class Text(L.LightningDataModule):
         text_column: of a data set on the hub.
 
     Raises:
-        ValueError: here for impossible sizes; in `prepare_data` and `setup` for another vocabulary than declared; where a
-            loader is made, for a text that is too short or a batch_size that does not divide by the number of processes.
+        ValueError: here for impossible sizes; in `prepare_data` and `setup` for another vocabulary than declared;
+            where a loader is made, for a text that is too short or a batch_size that does not divide by the number of
+            processes.
 
     Example:
         >>> import tempfile, pathlib

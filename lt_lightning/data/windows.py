@@ -17,8 +17,9 @@ class WindowLoader(Loader):
 
     The windows of an epoch follow each other without a gap, so that each token is seen once an epoch. With shuffle they
     come in an order given by (seed, epoch), and so is where the first one starts, in 0 ... context - 1: windows differ
-    from epoch to epoch. Without shuffle they cover the whole text in order; the last is filled up with
-    targets `NO_TARGET`.
+    from epoch to epoch; a last batch is filled up with the first ones. Without shuffle they cover the whole text in
+    order, and the last window and batch are filled up with targets `NO_TARGET`, so that each token counts once whatever
+    the number of ranks.
 
     Args:
         tokens: integers [N], on the device where batches are wanted.
@@ -55,7 +56,11 @@ class WindowLoader(Loader):
         return torch.randint(self.context, (), generator=draw).to(self.device)
 
     def _assemble(self, places: Places, order: Tensor | None, drawn: Tensor | None) -> Batch:
-        windows = torch.arange(self.count, device=self.device) if order is None else order
-        starts = windows[places] * self.context + (0 if drawn is None else drawn)
-        chosen = self._padded[starts[:, None] + torch.arange(self.context + 1, device=self.device)].long()
+        if isinstance(places, slice):
+            places = torch.arange(places.start, places.stop, device=self.device)
+        starts = (places if order is None else order[places % self.count]) * self.context
+        if drawn is not None:
+            starts = starts + drawn
+        index = starts[:, None] + torch.arange(self.context + 1, device=self.device)
+        chosen = self._padded[index.clamp(max=len(self._padded) - 1)].long()
         return chosen[:, :-1].clamp(min=0), chosen[:, 1:]

@@ -4,6 +4,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
 
 from lt_lightning.models.optimizers import MakeOptimizer, MakeScheduler, check_interval, configured
 from lt_lightning.models.sharding import shard
@@ -49,6 +50,9 @@ class LanguageModel(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        # Lightning's own mean over processes truncates their mean number of tokens to a whole one.
+        self.val_loss = MeanMetric()
+        self.test_loss = MeanMetric()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens int64 (batch, time) to logits (batch, time, vocabulary)."""
@@ -62,11 +66,11 @@ class LanguageModel(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `val/loss`."""
-        self._evaluate("val", batch)
+        self._evaluate("val", batch, self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `test/loss`."""
-        self._evaluate("test", batch)
+        self._evaluate("test", batch, self.test_loss)
 
     def configure_model(self) -> None:
         """Shard the network where the strategy has processes to share it: `ModelParallelStrategy`."""
@@ -76,11 +80,12 @@ class LanguageModel(LightningModule):
         """The optimizer over all parameters, with its learning-rate schedule if there is one."""
         return configured(self.parameters(), self.make_optimizer, self.make_scheduler, self.scheduler_interval)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
-        counted = int((batch[1] != NO_TARGET).sum())
-        # sync_dist adds up losses and counts over processes once, at the end
-        self.log(f"{stage}/loss", self._loss(batch), on_step=False, on_epoch=True, batch_size=counted, sync_dist=True)
+    def _evaluate(self, stage: str, batch: Batch, mean: MeanMetric) -> None:
+        counted = int((batch[1] != NO_TARGET).sum())  # 0 in a batch that only fills up
+        mean.update(self._loss(batch), weight=counted)
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)
 
     def _loss(self, batch: Batch) -> Tensor:
         tokens, targets = batch
-        return cross_entropy(self(tokens).flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
+        total = cross_entropy(self(tokens).flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="sum")
+        return total / (targets != NO_TARGET).sum().clamp(min=1)  # a mean over no token would be NaN

@@ -4,10 +4,10 @@ For Lightning's `ModelParallelStrategy`, which makes the mesh and calls `configu
 there is no mesh, and nothing happens.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -40,19 +40,17 @@ def shard(network: nn.Module, mesh: "DeviceMesh | None") -> None:
     if mesh is None or is_sharded(network):
         return
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import parallelize_module
 
-    tensor = mesh["tensor_parallel"]
-    if tensor.size() > 1 and (plan := getattr(network, "tensor_parallel_plan", None)):
-        parallelize_module(network, tensor, plan(tensor.size()))
+    if mesh["tensor_parallel"].size() > 1 and hasattr(network, "tensor_parallel_plan"):
+        _divide(network, mesh["tensor_parallel"])
     among = mesh["data_parallel"]
-    for block in blocks(network):
-        fully_shard(block, mesh=among)
-    fully_shard(network, mesh=among)
+    # By default the outermost module stays gathered after a forward: a validation would leave plain parameters behind.
+    for module in (*blocks(network), network):
+        fully_shard(module, mesh=among, reshard_after_forward=True)
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether any parameter is divided already.
+    """Whether the parameters are divided already.
 
     >>> is_sharded(nn.Linear(2, 2))
     False
@@ -74,3 +72,22 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
     for child in network.children():
         if sum(parameter.numel() for parameter in child.parameters()) >= MANY:
             yield child
+
+
+def _divide(network: nn.Module, mesh: "DeviceMesh") -> None:
+    """Divide the layers of the network's plan; each process keeps the others whole."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    def enter(layer: nn.Module, inputs: tuple[Tensor, ...], mesh: "DeviceMesh") -> tuple[Tensor, ...]:
+        return tuple(DTensor.from_local(each, mesh, [Replicate()], run_check=False) for each in inputs)
+
+    def leave(layer: nn.Module, output: DTensor, mesh: "DeviceMesh") -> Tensor:
+        return output.to_local()
+
+    plan: Callable[[int], dict[str, Any]] = network.tensor_parallel_plan  # type: ignore[assignment]
+    parallelize_module(network, mesh, plan(mesh.size()))
+    for layer in list(network.modules()):
+        if any(not isinstance(each, DTensor) for each in layer.parameters(recurse=False)):
+            # clip_grad_norm_ adds up norms of one mesh only, so these parameters must lie on it too
+            distribute_module(layer, mesh, input_fn=enter, output_fn=leave)  # type: ignore[arg-type]  # torch says None
