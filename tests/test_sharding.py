@@ -67,15 +67,15 @@ def fit(kind: str, folder: Path, **options) -> Losses:
     return losses
 
 
-def fit_on_rank(rank: int, folder: Path, port: int, kind: str, sizes: tuple[int, int]) -> None:
+def fit_on_rank(rank: int, folder: Path, port: int, kind: str, sizes: tuple[int, int] | None) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
     own = folder / str(rank)
     own.mkdir()
-    strategy = ModelParallelStrategy(data_parallel_size=sizes[0], tensor_parallel_size=sizes[1])
+    strategy = ModelParallelStrategy(*sizes) if sizes else "ddp"
     losses = fit(kind, own, strategy=strategy, devices=2)
-    assert losses.sharded
+    assert losses.sharded is bool(sizes)
     torch.save((losses.seen, losses.validated), folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()  # a process that leaves first would break the other's connections
@@ -86,11 +86,12 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [
+    [  # processes that share the parameters, and processes that share layers; None: neither, as under ddp
         ("lenet", (2, 1)),
         ("gpt", (2, 1)),
         pytest.param("lenet", (1, 2), marks=slow),
         pytest.param("gpt", (1, 2), marks=slow),
+        pytest.param("gpt", None, marks=slow),
     ],
 )
 def test_two_processes_have_the_losses_of_one(kind, sizes, tmp_path):
