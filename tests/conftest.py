@@ -57,6 +57,16 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def plays(tmp_path_factory):
+    """A small text that a model can learn something from."""
+    lines = [f"{name}:\nWhat says the {noun}?\n\n" for name in ("ROMEO", "PUCK", "LEAR") for noun in ("king", "moon")]
+    draws = np.random.default_rng(0).integers(0, len(lines), 300)
+    file = tmp_path_factory.mktemp("plays") / "input.txt"
+    file.write_text("".join(lines[n] for n in draws))
+    return file
+
+
+@pytest.fixture(scope="session")
 def real_images():
     """The folder with the real MNIST and CIFAR-10."""
     if "LT_TEST_DATA" not in os.environ:

@@ -70,6 +70,16 @@ def test_the_experiments_have_their_papers_hyperparameters():
     assert {name: composed(f"experiment={name}").trainer.max_steps for name in steps} == steps
     fractions = {n: composed(f"experiment=lth_conv{n}_cifar10").prune.schedule.fraction["*conv*"] for n in (2, 4, 6)}
     assert fractions == {2: 0.1, 4: 0.1, 6: 0.15}
+    gpt = composed("experiment=lth_gpt_shakespeare")
+    network = gpt.model.network
+    assert (network.layers, network.heads, network.width, network.context, network.dropout) == (4, 4, 128, 64, 0.0)
+    assert (gpt.data.batch_size, gpt.data.val_fraction, gpt.data.vocabulary) == (12, 0.1, 65)
+    assert (gpt.trainer.max_steps, gpt.trainer.gradient_clip_val, gpt.prune.rewind_step) == (2000, 1.0, "100 steps")
+    rates = gpt.model.optimizer
+    assert (rates.lr, list(rates.betas), rates.weight_decay) == (1e-3, [0.9, 0.99], 0.1)
+    schedule = gpt.model.scheduler
+    assert (schedule.warmup_steps, schedule.steps, schedule.lowest) == (100, 2000, 0.1)
+    assert composed("experiment=lth_gpt_shakespeare", "trainer.max_steps=50").model.scheduler.steps == 50
     resnet = composed("experiment=late_rewinding_resnet20")
     assert (resnet.data.batch_size, resnet.trainer.max_steps, resnet.prune.rewind_step) == (128, 30000, "500 steps")
     assert resnet.model.optimizer == {
@@ -86,10 +96,23 @@ def test_the_convolutions_of_resnet20_are_pruned_and_nothing_else():
     assert all(weight.dim() == 4 for weight in weights.values())
 
 
+def test_attention_and_feed_forward_weights_of_the_gpt_are_pruned_and_nothing_else():
+    from lt_lightning.prunable import find_prunable
+
+    cfg = composed("experiment=lth_gpt_shakespeare")
+    weights = find_prunable(instantiate(cfg.model), cfg.prune.prunable)
+    assert {name.split(".", 3)[-1] for name in weights} == {
+        "attention.qkv.weight", "attention.projection.weight", "mlp.hidden.weight", "mlp.projection.weight",
+    }  # fmt: skip
+    assert sum(weight.numel() for weight in weights.values()) == 4 * 12 * 128**2
+
+
 @pytest.mark.parametrize("experiment", [*EXPERIMENTS, None])
-def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images, tmp_path):
+def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images, plays, tmp_path):
     chosen = [f"experiment={experiment}"] if experiment else []
-    if experiment:
+    if experiment and "shakespeare" in experiment:
+        chosen += [f"data.path={plays}", f"data.vocabulary={len(set(plays.read_text()))}"]
+    elif experiment:
         data = "mnist" if "mnist" in experiment else "cifar10"
         chosen += [f"data.path={images / data}", "data.val_size=100"]
     run(tmp_path, *chosen, "trainer=smoke", "prune.rounds=1")

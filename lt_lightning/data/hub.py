@@ -40,7 +40,7 @@ def hub(path: str, image_column: str, label_column: str, name: str | None = None
     if (files := _parquet_files(path)) is not None:
         dataset, sources = None, list(files.values())
     else:
-        dataset = _from_hub(path, name)
+        dataset = from_hub(path, name, instead="a local folder with train.parquet and test.parquet: data.path=FOLDER")
         sources = [Path(file["filename"]) for part in dataset.values() for file in part.cache_files]
 
     def make() -> Splits:
@@ -54,7 +54,7 @@ def _parquet_files(path: str) -> dict[str, Path] | None:
     """Return the two files of a folder, or None for a hub name."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        if not folder.exists() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+        if is_hub_name(path):
             return None
         raise FileNotFoundError(
             f"data.path={path} is no folder, expected one that holds train.parquet and test.parquet, "
@@ -77,7 +77,26 @@ def _from_parquet(files: dict[str, Path]) -> Any:
     return datasets.load_dataset("parquet", data_files=patterns)
 
 
-def _from_hub(path: str, name: str | None) -> Any:
+def is_hub_name(path: str) -> bool:
+    """Whether a path that does not exist may be a name on the hub: NAME or OWNER/NAME.
+
+    >>> is_hub_name("ylecun/mnist"), is_hub_name("./mnist"), is_hub_name("a/b/c")
+    (True, False, False)
+    """
+    return not Path(path).expanduser().exists() and bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path))
+
+
+def from_hub(path: str, name: str | None, *, instead: str) -> Any:
+    """Return the splits of a data set on the hub, or in the cache of `datasets`.
+
+    Args:
+        path: name on the hub.
+        name: configuration of the data set, where it has several.
+        instead: what a reader without network may give, for the message.
+
+    Raises:
+        ConnectionError: if it can neither be reached nor found in the cache.
+    """
     import datasets
 
     try:
@@ -86,5 +105,5 @@ def _from_hub(path: str, name: str | None) -> Any:
         raise ConnectionError(
             f"data.path={path} is no folder here ({Path.cwd()}) and could not be had from the hub ({error}): "
             f"download it once on a machine with network, by load_dataset({path!r}), which fills the cache, "
-            "or give a local folder with train.parquet and test.parquet: data.path=FOLDER"
+            f"or give {instead}"
         ) from error

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lt_lightning.data.augment import Augment
-from lt_lightning.data.loader import TensorLoader
+from lt_lightning.data.place import device, place
 from lt_lightning.data.splits import Source, Splits, check_splits
+from lt_lightning.data.tensors import TensorLoader
 from lt_lightning.seeding import generator
 
 
@@ -25,18 +26,19 @@ class Images(L.LightningDataModule):
         source: function that returns `Splits`; with `path` it is called as `source(path)`.
         shape: of one image, [C, H, W].
         num_classes: labels lie in 0 ... num_classes - 1.
-        batch_size: training images per step and device.
+        batch_size: training images per step, of all processes together, so that their number changes no result.
         val_size: number of training images set aside for validation; 0 gives no validation loader.
         seed: of order and augmentation.
         mean: of pixels scaled to [0, 1], per channel or one for all.
         std: standard deviation, likewise.
         path: folder or name for sources that take one.
-        eval_batch_size: validation and test images per step and device.
+        eval_batch_size: validation and test images per step and process.
         split_seed: of the validation set.
         augment: of the training images, see `Augment`.
 
     Raises:
-        ValueError: here for impossible sizes; in `prepare_data` and `setup` for data unlike those declared.
+        ValueError: here for impossible sizes; in `prepare_data` and `setup` for data unlike those declared; in
+            `train_dataloader` for a batch_size that does not divide by the number of processes.
 
     Example:
         >>> from lt_lightning.data import digits
@@ -80,8 +82,8 @@ class Images(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Put the data on this rank's device, unless they are there already."""
         self._load()
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        self._parts = {name: (images.to(device), labels.to(device)) for name, (images, labels) in self._parts.items()}
+        there = device(self.trainer)
+        self._parts = {name: (images.to(there), labels.to(there)) for name, (images, labels) in self._parts.items()}
 
     def train_dataloader(self) -> TensorLoader:
         """Return shuffled batches; under `Trainer(overfit_batches=...)` the same ones in every epoch."""
@@ -90,11 +92,11 @@ class Images(L.LightningDataModule):
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
         """Return the validation images in order, or an empty list, Lightning's word for none."""
-        return self._loader("val", batch_size=self.eval_batch_size, shuffle=False) if self.val_size else []
+        return self._evaluation("val") if self.val_size else []
 
     def test_dataloader(self) -> TensorLoader:
         """Return the test images in order."""
-        return self._loader("test", batch_size=self.eval_batch_size, shuffle=False)
+        return self._evaluation("test")
 
     def _load(self) -> None:
         if self._parts:
@@ -103,21 +105,15 @@ class Images(L.LightningDataModule):
         check_splits(splits, shape=self.shape, num_classes=self.num_classes, val_size=self.val_size)
         self._parts = _divide(splits, self.val_size, self.split_seed)
 
+    def _evaluation(self, part: str) -> TensorLoader:
+        world_size = place(self.trainer)["world_size"]
+        return self._loader(part, batch_size=self.eval_batch_size * world_size, shuffle=False)
+
     def _loader(self, part: str, **options: Any) -> TensorLoader:
         if not self._parts:
             raise RuntimeError("no data yet: call setup('fit') first, as a Trainer does")
-        # not world_size: under tensor parallelism several ranks share the same data
-        place = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        images, labels = self._parts[part]
-        return TensorLoader(
-            images,
-            labels,
-            seed=self.seed,
-            normalize=self.normalize,
-            rank=place.get("rank", 0),
-            world_size=place.get("num_replicas", 1),
-            **options,
-        )
+        where = place(self.trainer)
+        return TensorLoader(*self._parts[part], seed=self.seed, normalize=self.normalize, **where, **options)
 
 
 def _divide(splits: Splits, val_size: int, split_seed: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,14 +1,13 @@
 """The LightningModule around the standard networks: cross entropy, accuracy, one optimizer."""
 
-from collections.abc import Callable, Iterable
-
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
+
+from lt_lightning.models.optimizers import MakeOptimizer, MakeScheduler, check_interval, configured
+from lt_lightning.models.sharding import shard
 
 Batch = tuple[Tensor, Tensor]  # inputs (batch, ...) and int64 labels (batch,)
 
@@ -37,17 +36,13 @@ class Classifier(LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[[Iterable], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         scheduler_interval: str = "step",
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        if scheduler_interval not in ("step", "epoch"):
-            raise ValueError(
-                f"scheduler_interval is {scheduler_interval!r}, expected 'step' or 'epoch': "
-                "set model.scheduler_interval to one of them"
-            )
+        check_interval(scheduler_interval)
         self.network = network
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -75,16 +70,13 @@ class Classifier(LightningModule):
         """Log `test/loss` and `test/acc`."""
         self._evaluate("test", batch, self.test_accuracy)
 
+    def configure_model(self) -> None:
+        """Shard the network where the strategy has processes to share it: `ModelParallelStrategy`."""
+        shard(self.network, self.device_mesh)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters, with its learning-rate schedule if there is one."""
-        optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        scheduler = self.make_scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval},
-        }
+        return configured(self.parameters(), self.make_optimizer, self.make_scheduler, self.scheduler_interval)
 
     def _evaluate(self, stage: str, batch: Batch, accuracy: MulticlassAccuracy) -> None:
         loss = self._loss(batch, accuracy)
