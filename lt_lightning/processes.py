@@ -5,6 +5,7 @@ started side by side talk through a store of their own; those that Lightning sta
 being in the first fit, when the first process has done all that it does to the disk before, and read what lies there.
 """
 
+import atexit
 import os
 import pickle
 from collections import Counter
@@ -83,6 +84,18 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def end_at_exit() -> None:
+    """Let the process group end before Python does: its threads may else abort the process. Call when there is one."""
+    if _distributed():
+        atexit.unregister(_end)
+        atexit.register(_end)
+
+
+def _end() -> None:
+    if _distributed():
+        torch.distributed.destroy_process_group()
 
 
 def _distributed() -> bool:

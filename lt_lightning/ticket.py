@@ -20,7 +20,7 @@ from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
-from lt_lightning.processes import broadcast, gather
+from lt_lightning.processes import broadcast, end_at_exit, gather
 from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
@@ -122,6 +122,7 @@ class Ticket(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
         strategies.check(trainer.strategy)
+        end_at_exit()
         loading.adapt(trainer)
         if stage != "fit":
             return

@@ -1,0 +1,274 @@
+"""The same ticket on one process and on several: DDP, FSDP2, tensor parallel."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import several
+from killing import differences
+from lightning.pytorch.utilities import rank_zero_only
+
+from lt_lightning import load_ticket
+from lt_lightning.records import read_records
+from lt_lightning.rundir import Checkpoint
+
+NAMES = ["round-00", "round-01", "round-01/reinit", "round-02", "round-02/reinit"]
+DDP = {"strategy": "ddp", "devices": 2}
+FSDP2 = {"strategy": "fsdp2", "devices": 2}
+slow = pytest.mark.slow
+
+
+def run(directory, settings=(), fails=False):
+    """Run the script in forks of this warmed process; what each said, by (rank, name of the fit), and what all printed."""
+    settings = several.DEFAULTS | dict(settings)
+    log = directory.with_name("log")
+    log.write_text("")
+    port = free_port()
+    children = [start(rank, port, log, directory, settings) for rank in range(settings["devices"])]
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    assert any(codes) == fails, log.read_text()[-3000:]
+    return read_said(directory), log.read_text()
+
+
+def start(rank, port, log, directory, settings):
+    child = os.fork()
+    if child:
+        return child
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        signal.alarm(120)  # whoever waits for a process that died
+        if settings["devices"] > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": settings["devices"]}
+            os.environ |= {key: str(value) for key, value in place.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            rank_zero_only.rank = rank  # found when Lightning is imported
+        logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+        several.main(directory, settings)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launched(command, directory, settings):
+    """Run the script as a user would; returns what each process said."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*command, several.__file__, directory, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_said(directory)
+
+
+def read_said(directory):
+    said = {}
+    for path in directory.parent.glob("rank-*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            said[int(path.stem[5:]), line["name"]] = line
+        path.unlink()
+    return said
+
+
+def masks(said, name="round-01"):
+    """The hash of a fit's masks, which all processes have to agree on."""
+    found = {line["masks"] for (_, fit), line in said.items() if fit == name}
+    assert len(found) == 1
+    return found.pop()
+
+
+def rows(directory):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_records(directory / "records.csv")]
+
+
+def assert_alike(one, other, tolerance):
+    """Two runs have the same rows, up to rounding."""
+    assert [(r["round"], r["arm"], r["density"], r["steps"]) for r in rows(one)] == [
+        (r["round"], r["arm"], r["density"], r["steps"]) for r in rows(other)
+    ]
+    for row, wanted in zip(rows(one), rows(other), strict=True):
+        metrics = {key: value for key, value in wanted.items() if key.endswith("loss")}
+        assert {key: row[key] for key in metrics} == pytest.approx(metrics, rel=tolerance), row
+
+
+def state(path):
+    """All that a checkpoint holds, less what callbacks measured of time."""
+    content = dict(Checkpoint(path))
+    content.pop("callbacks", None)
+    if path.is_dir():
+        content["state_dict"] = dict(content["state_dict"])
+        content["optimizer_states"] = [each | {"state": dict(each["state"])} for each in content["optimizer_states"]]
+    return content
+
+
+def assert_same_bits(one, other):
+    """Two runs have left the same files, time aside."""
+    assert rows(one) == rows(other)
+    for path in (*one.rglob("*.ckpt"), *one.rglob("*.safetensors")):
+        twin = other / path.relative_to(one)
+        if path.suffix == ".ckpt":
+            assert differences(state(path), state(twin), path.name) == []
+        else:
+            assert path.read_bytes() == twin.read_bytes()
+    names = [sorted(p.relative_to(d).as_posix() for p in d.rglob("*")) for d in (one, other)]
+    assert names[0] == names[1]
+
+
+# The whole loop
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A run on one process, and what it said."""
+    directory = tmp_path_factory.mktemp("single") / "run"
+    return directory, run(directory)[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(FSDP2, id="fsdp2"),
+        pytest.param(DDP, marks=slow, id="ddp"),
+        pytest.param(FSDP2 | {"tensor_parallel": 2}, marks=slow, id="tensor parallel"),
+        pytest.param(FSDP2 | {"devices": 4, "tensor_parallel": 2}, marks=slow, id="fsdp2 over tensor parallel"),
+    ],
+)
+def test_a_run_on_several_processes_is_that_on_one_up_to_rounding(tmp_path, single, settings):
+    said, _ = run(tmp_path / "run", settings)
+    assert sorted(said) == sorted((rank, name) for rank in range(settings["devices"]) for name in NAMES)
+    assert {line["hidden"] for line in said.values()} == {0}, "pruned weights are zero"
+    for name in NAMES:
+        masks(said, name)
+    assert_alike(tmp_path / "run", single[0], 0.02)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(tmp_path / "run", settings)[0] == {}, "what is done is not trained again"
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@slow
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+@pytest.mark.parametrize("scope", ["globally", "layerwise"])
+def test_identical_trained_weights_give_identical_masks(tmp_path, scope, criterion):
+    """With a learning rate of 0 the trained weights are those that were drawn, under each strategy."""
+    still = {"lr": 0.0, "scope": scope, "criterion": criterion, "epochs": 1, "controls": ["random_mask"]}
+    ways = {"single": {}, "ddp": DDP, "fsdp2": FSDP2, "tp": FSDP2 | {"tensor_parallel": 2}}
+    said = {way: run(tmp_path / way / "run", settings | still)[0] for way, settings in ways.items()}
+    for name in ("round-01", "round-01/random_mask", "round-02"):
+        assert len({masks(each, name) for each in said.values()}) == 1
+    files = [tmp_path / way / "run" / "round-02" / "ticket.safetensors" for way in ways]
+    assert len({path.read_bytes() for path in files}) == 1, "the files are the same, byte by byte"
+
+
+@slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rewind": "keep_weights"},
+        {"rewind": "fine_tune", "criterion": "movement"},
+        {"rewind": "redraw"},
+        {"criterion": "magnitude_increase", "scope": "layerwise", "optimizer": "SGD", "lr": 0.1},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_rewinds_and_criteria_under_fsdp2(tmp_path, settings):
+    run(tmp_path / "one", settings)
+    said, _ = run(tmp_path / "two", FSDP2 | settings)
+    assert {line["hidden"] for line in said.values()} == {0}
+    assert_alike(tmp_path / "two", tmp_path / "one", 0.05)
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank"),
+    [
+        pytest.param(FSDP2, 1, id="fsdp2"),
+        pytest.param(FSDP2, 0, marks=slow, id="fsdp2, the first"),
+        pytest.param(DDP, 1, marks=slow, id="ddp"),
+        pytest.param(DDP, 0, marks=slow, id="ddp, the first"),
+        pytest.param(FSDP2 | {"rewind": "keep_weights", "every": "3 steps"}, 1, marks=slow, id="within epochs"),
+    ],
+)
+def test_when_one_process_is_killed_the_run_ends_with_the_same_bits(tmp_path, settings, rank):
+    settings = settings | {"norm": True, "rounds": 1}
+    run(tmp_path / "whole", settings)
+    run(tmp_path / "killed", settings | {"die": [rank, "round-01", 17]}, fails=True)
+    assert not (tmp_path / "killed" / "round-01" / "done").exists()
+    _, printed = run(tmp_path / "killed", settings)
+    assert "round-01 continues at step" in printed
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+
+
+@slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(FSDP2, {}, id="fsdp2 to one"),
+        pytest.param({}, FSDP2, id="one to fsdp2"),
+        pytest.param(FSDP2, FSDP2 | {"devices": 4}, id="two to four"),
+        pytest.param(FSDP2, DDP, id="fsdp2 to ddp"),
+        pytest.param(FSDP2, FSDP2 | {"tensor_parallel": 2}, id="fsdp2 to tensor parallel"),
+    ],
+)
+def test_a_run_goes_on_under_another_strategy_or_number_of_processes(tmp_path, single, before, after):
+    run(tmp_path / "run", before | {"die": [0, "round-01", 17]}, fails=True)
+    _, printed = run(tmp_path / "run", after)
+    assert "round-01 continues at step" in printed
+    assert_alike(tmp_path / "run", single[0], 0.02)
+
+
+@slow
+def test_a_damaged_part_of_a_checkpoint_is_made_again(tmp_path):
+    run(tmp_path / "run", FSDP2 | {"rounds": 1})
+    run(tmp_path / "whole", FSDP2 | {"rounds": 1})
+    part = tmp_path / "run" / "round-01" / "final.ckpt" / "__1_0.distcp"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    said, printed = run(tmp_path / "run", FSDP2 | {"rounds": 1})
+    assert {name for _, name in said} == {"round-01"}
+    assert "round-01/final.ckpt is damaged" in printed
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@slow
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable], [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node=2"]],
+    ids=["python", "torchrun"],
+)
+@pytest.mark.parametrize("settings", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_processes_that_lightning_or_torchrun_starts(tmp_path, single, command, settings):
+    said = launched(command, tmp_path / "run", settings)
+    assert {rank for rank, _ in said} == {0, 1}
+    assert_alike(tmp_path / "run", single[0], 0.02)
+    assert launched(command, tmp_path / "run", settings) == {}
+
+
+# Ticket files
+
+
+@slow
+def test_the_ticket_of_any_strategy_is_read_by_any_other(tmp_path, single):
+    run(tmp_path / "run", FSDP2)
+    ours, theirs = (load_ticket(d / "round-01" / "ticket.safetensors") for d in (tmp_path / "run", single[0]))
+    assert ours.masks.keys() == theirs.masks.keys()
+    assert ours.state.keys() == theirs.state.keys()
+    assert [value.shape for value in ours.state.values()] == [value.shape for value in theirs.state.values()]
