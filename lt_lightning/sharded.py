@@ -390,19 +390,24 @@ def _cut(
     chosen: dict[str, Tensor] = {}
     base = 0
     for name, mask in masks.items():
-        packed, start, box = [], 0, _box(mask)
-        for values, candidates in _pieces(local(scores[name]), local(mask)):
-            values, candidates = values.to(threshold.dtype), candidates.to(values.device)
-            kept = candidates & (values >= threshold)
-            if last is not None:
-                tied = (kept & (values == threshold)).nonzero().flatten()
-                kept[tied[base + _positions(tied + start, mask.shape, box) > last]] = False
-            packed.append((_pack(kept), len(kept)))
-            start += len(kept)
-        scores.pop(name)
+        packed = _kept_bits(scores.pop(name), mask, threshold, None if last is None else last - base)
         chosen[name] = wrap(_unpacked(packed, local(mask)), mask)
         base += mask.numel()
     return chosen
+
+
+def _kept_bits(score: Tensor, mask: Tensor, threshold: Tensor, last: int | None) -> list[tuple[Tensor, int]]:
+    """What is kept of this process's part of one tensor, as pieces of (bits, length); nothing of the score is held."""
+    packed, start, box = [], 0, _box(mask)
+    for values, candidates in _pieces(local(score), local(mask)):
+        values = values.to(threshold.dtype)
+        kept = candidates.to(values.device) & (values >= threshold)
+        if last is not None:
+            tied = (kept & (values == threshold)).nonzero().flatten()
+            kept[tied[_positions(tied + start, mask.shape, box) > last]] = False
+        packed.append((_pack(kept), len(kept)))
+        start += len(kept)
+    return packed
 
 
 def _unpacked(packed: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
