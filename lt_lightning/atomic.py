@@ -1,7 +1,9 @@
-"""Writing files so that a kill at any instant leaves the old one or the new one, whole."""
+"""Writing files and directories so that a kill at any instant leaves the old one or the new one, whole."""
 
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,13 +47,51 @@ def staged(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(stage, path)
-        sync_directory(path.parent)
+        take_place(stage, path)
     except BaseException as error:
         with suppress(OSError):
             stage.unlink(missing_ok=True)
         explain(error, path)
         raise
+
+
+def stage_of_directory(path: Path) -> Path:
+    """A new name beside a directory to write, which ends with `.partial`.
+
+    No other process has it: one that outlives its killed run might still write into the directory that it knows.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def take_place(stage: Path, path: Path) -> None:
+    """Let what was staged be the file or directory at `path`, at once if it is a file, else see `recover`."""
+    old = path.with_name(f".{path.name}.old")
+    if path.is_dir() or (stage.is_dir() and path.exists()):  # no rename replaces a directory
+        remove(old)
+        os.replace(path, old)
+    os.replace(stage, path)
+    sync_directory(path.parent)
+    remove(old)
+
+
+def recover(root: Path) -> None:
+    """Finish what a kill left half done below `root`: directories that stand aside come back, unfinished ones go."""
+    for old in list(root.rglob(".*.old")):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if path.exists():
+            remove(old)
+        else:
+            os.replace(old, path)
+    for stage in list(root.rglob(".*.partial")):
+        remove(stage)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def explain(error: BaseException, path: Path) -> None:

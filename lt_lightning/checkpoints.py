@@ -1,21 +1,35 @@
 """Saving Lightning checkpoints atomically, and what each kind of them holds."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.optim import Optimizer
 
-from lt_lightning.atomic import staged
-from lt_lightning.checksum import seal
+from lt_lightning import parts
+from lt_lightning.atomic import explain, remove, stage_of_directory, staged, take_place
+from lt_lightning.checksum import digest_of, seal
+from lt_lightning.masks import plain_name
+from lt_lightning.processes import broadcast, gather, is_writer, wait
+from lt_lightning.strategies import is_sharded
 
 _ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
 
 def save(trainer: L.Trainer, path: Path) -> None:
-    """Save a full checkpoint; a kill at any instant leaves the old file or the new one. Call on every process."""
+    """Save a full checkpoint; a kill at any instant leaves the old one or the new one. Call on every process.
+
+    Under a sharded strategy it is a directory, to which every process writes its own part.
+    """
+    if is_sharded(trainer.strategy):
+        _save_parts(trainer, path)
+        return
     strategy: Any = trainer.strategy
     theirs, strategy.checkpoint_io = strategy.checkpoint_io, _Atomic()
     try:
@@ -24,8 +38,46 @@ def save(trainer: L.Trainer, path: Path) -> None:
         strategy.checkpoint_io = theirs
 
 
+def _save_parts(trainer: L.Trainer, path: Path) -> None:
+    strategy: Any = trainer.strategy
+    stage = Path(broadcast(stage_of_directory(path)))
+    strategy.optimizer_state = partial(_optimizer_state, strategy.model)
+    try:
+        trainer.save_checkpoint(stage, weights_only=False)
+        mine = {file.name: digest_of(file) for file in stage.glob(f"__{trainer.global_rank}_*")}
+        digests = {name: found for each in gather(mine) for name, found in each.items()}
+        if is_writer():
+            parts.seal(stage, digests)
+            take_place(stage, path)
+        wait()
+    except BaseException as error:
+        if is_writer():
+            remove(stage)
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        explain(first, path)
+        raise
+    finally:
+        del strategy.optimizer_state
+
+
+def _optimizer_state(module: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an optimizer by the names of its parameters.
+
+    Lightning's own way, torch's `get_optimizer_state_dict`, lets an optimizer without a state take a step first: Adam
+    would count it, and SGD begin with a momentum of its weight decay.
+    """
+    optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    names: dict[Any, str] = {parameter: plain_name(name) for name, parameter in module.named_parameters()}
+    groups = [{**group, "params": [names[each] for each in group["params"]]} for group in optimizer.param_groups]
+    return {"state": {names[each]: state for each, state in optimizer.state.items()}, "param_groups": groups}
+
+
 def write(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically, with its checksum."""
+    """Write a checkpoint atomically, with its checksum, by one process; in parts if it is made of such."""
+    states = [checkpoint["state_dict"], *(each["state"] for each in checkpoint.get("optimizer_states", ()))]
+    if any(isinstance(state, parts.Stored) for state in states):
+        parts.write(checkpoint, path)
+        return
     with staged(path) as file:
         torch.save(dict(checkpoint), file)
         seal(file)
@@ -73,7 +125,7 @@ def require_readable(path: Path) -> None:
     What cannot be read is something that the module or the data module put into it.
     """
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        torch.load(path / parts.META if path.is_dir() else path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read back, so no round could start from it: {error}\n"

@@ -45,6 +45,12 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(file: BinaryIO, count: int) -> bytes:
     """SHA-256 of a file's first `count` bytes."""
     file.seek(0)

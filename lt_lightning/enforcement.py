@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lt_lightning.masks import Masks, kept, plain_name, total
+from lt_lightning.sharded import local
 from lt_lightning.twins import twins
 
 
@@ -29,6 +30,7 @@ class Enforcement:
     def __init__(self, masks: Masks, parameters: Mapping[str, nn.Parameter]) -> None:
         held = parameters if kept(masks) < total(masks) else {}
         self._multipliers = {parameter: _multiplier(masks[name], parameter) for name, parameter in held.items()}
+        self._weights = [local(parameter) for parameter in held.values()]
         self._masks = masks
         self._handles: list[Any] = []
 
@@ -36,13 +38,13 @@ class Enforcement:
     def mask_weights(self) -> None:
         """Set pruned weights to zero."""
         if self._multipliers:
-            torch._foreach_mul_(list(self._multipliers), list(self._multipliers.values()))
+            torch._foreach_mul_(self._weights, list(self._multipliers.values()))
 
     @torch.no_grad()
     def mask_gradients(self, optimizer: Optimizer) -> None:
         """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
         pairs = [
-            (parameter.grad, self._multipliers[parameter])
+            (local(parameter.grad), self._multipliers[parameter])
             for group in (optimizer.param_groups if self._multipliers else ())
             for parameter in group["params"]
             if parameter.grad is not None and parameter in self._multipliers
@@ -88,21 +90,21 @@ class Enforcement:
     def _mask_average(self, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():
             if plain_name(name) in self._masks:
-                parameter.mul_(self._masks[plain_name(name)].to(parameter.device))
+                local(parameter).mul_(local(self._masks[plain_name(name)]).to(parameter.device))
 
     @torch.no_grad()
     def _mask_state(self, optimizer: Optimizer) -> None:
         for parameter, multiplier in self._multipliers.items():
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.mul_(multiplier.to(value.device))
+                    local(value).mul_(multiplier.to(value.device))
 
 
 def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
     if parameter.grad is not None:
-        parameter.grad.mul_(multiplier)
+        local(parameter.grad).mul_(multiplier)
 
 
 def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """The mask on the parameter's device; bool multiplies slowly on the CPU."""
-    return mask.to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)
+    """What this process holds of the mask, on the parameter's device; bool multiplies slowly on the CPU."""
+    return local(mask).to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)

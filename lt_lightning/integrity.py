@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from lt_lightning import ticketfile
-from lt_lightning.atomic import write_text
+from lt_lightning import parts, ticketfile
+from lt_lightning.atomic import remove, write_text
 from lt_lightning.checksum import sealed
 from lt_lightning.configuration import compare
 from lt_lightning.plan import Plan
@@ -41,7 +41,7 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
         aside = _rename(made.path)
         maker = plan.directory.arm(made.round, made.arm)
         for path in (maker.done, maker.last):
-            path.unlink(missing_ok=True)
+            remove(path)
         warnings.warn(
             f"{made.path} is damaged: it does not hold what was written. It is now {aside.name}, and "
             f"round {made.round} ({made.arm}), which makes it, is trained again; no other round is.",
@@ -64,13 +64,15 @@ def is_whole(path: Path) -> bool:
         return ArmDirectory(path.parent).is_done_whole()
     if path.name == "metrics.csv":
         return _are_curves_whole(ArmDirectory(path.parent))
-    return ticketfile.is_whole(path) if path.suffix == ".safetensors" else sealed(path)
+    if path.suffix == ".safetensors":
+        return ticketfile.is_whole(path)
+    return parts.sealed(path) if path.is_dir() else sealed(path)
 
 
 def _are_curves_whole(files: ArmDirectory) -> bool:
     if files.done.exists():
         return files.are_curves_whole()
-    if not files.last.exists() or not sealed(files.last):
+    if not files.last.exists() or not is_whole(files.last):
         return True  # they are begun anew
     states = Checkpoint(files.last)["callbacks"].values()
     rows, checksum = next(state["measured"]["curves"] for state in states if "measured" in state)

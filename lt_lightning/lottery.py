@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lt_lightning import lazy, lock, preview, ticketfile
+from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
@@ -18,7 +19,7 @@ from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
 from lt_lightning.plan import AUTO, Plan, control_name, unwrap
-from lt_lightning.processes import is_writer, wait
+from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
@@ -148,13 +149,14 @@ def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
 
 def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
     if is_writer():
+        recover(plan.directory.path)
         mend_config(plan)
         claim(plan.directory.config, plan.config)
         set_aside_damaged(plan)
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
-            if plan.directory.arm(round, arm).done.exists():
+            if broadcast(plan.directory.arm(round, arm).done.exists()):
                 _remove_last(plan.directory.arm(round, arm), plan)
                 rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
@@ -163,27 +165,24 @@ def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
             _finish(ticket)
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
     _write_records(plan)
+    leave()
 
 
 def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> Ticket:
     if is_writer() and round > 0:
         plan.directory.promote_next(round)
+    arm = control_name(control) if control else TICKET
+    # Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance.
+    candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
+    resume = broadcast(next((path for path in candidates if path.exists()), None))
     ingredients = _ingredients(plan, round)
     if control:
         ingredients = control(ingredients)
-    arm = control_name(control) if control else TICKET
-    files = plan.directory.arm(round, arm)
     module = _make(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
     seed_all(derive(plan.seed, "body"))  # what the loop's body draws, such as a split of the data, is alike in all fits
-    resume = [path for path in (files.last, _step_zero(plan, round)) if path and path.exists()]
-    return Ticket(plan, arm, ingredients, module, resume=resume[0] if resume else None)
-
-
-def _step_zero(plan: Plan, round: int) -> Path | None:
-    """Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance."""
-    return plan.directory.point(0) if round == 0 else None
+    return Ticket(plan, arm, ingredients, module, resume)
 
 
 def _ingredients(plan: Plan, round: int) -> Ingredients:
@@ -254,7 +253,7 @@ def _finish(ticket: Ticket) -> None:
 
 def _remove_last(files: ArmDirectory, plan: Plan) -> None:
     if is_writer() and not plan.keep_last:
-        files.last.unlink(missing_ok=True)
+        remove(files.last)
 
 
 def _write_records(plan: Plan) -> None:

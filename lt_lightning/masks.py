@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lt_lightning import sharded
 
-Masks = dict[str, Tensor]
+Masks = Mapping[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape."""
 
 Weights = Mapping[str, Tensor]

@@ -35,9 +35,9 @@ def reached(trainer: L.Trainer, plan: Plan, epochs: int) -> bool:
     return _is_trial(trainer) or (trainer.global_step if wanted.unit == "steps" else epochs) >= wanted.count
 
 
-def due(trainer: L.Trainer, plan: Plan, epochs: int) -> Path | None:
-    """Where the point of this moment belongs; None if none is due."""
-    wanted = reached(trainer, plan, epochs) and not plan.directory.rewind_point.exists()
+def due(trainer: L.Trainer, plan: Plan, epochs: int, awaited: bool) -> Path | None:
+    """Where the point of this moment belongs; None if none is due. `awaited`: there is no rewind point yet."""
+    wanted = awaited and reached(trainer, plan, epochs)
     return plan.directory.point(trainer.global_step) if wanted or trainer.global_step == 0 else None
 
 

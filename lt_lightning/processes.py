@@ -1,20 +1,75 @@
-"""Several processes, one of which writes."""
+"""Several processes, one of which writes: it decides what the disk says, and the others follow.
 
+From the first fit on they talk through Lightning's process group. Before it, those that a cluster or `torchrun` has
+started side by side talk through a store of their own; those that Lightning starts itself (`strategy="ddp"`) come into
+being in the first fit, when the first process has done all that it does to the disk before, and read what lies there.
+"""
+
+import os
+import pickle
+from collections import Counter
+from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import PrefixStore, Store, TCPStore
+
+_PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another one, as in torch's own process groups."""
+
+_said: Counter[str] = Counter()
+"""How often something was said through the store."""
 
 
 def is_writer() -> bool:
     """Whether this process is the one that writes; known before the first fit starts the process group."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    if _distributed():
+        return torch.distributed.get_rank() == 0
+    first_node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    return first_node and getattr(rank_zero_only, "rank", 0) == 0
 
 
 def wait() -> None:
     """Let no process go on, to read the disk for example, before all have come here."""
     if _distributed():
         torch.distributed.barrier()
+
+
+def broadcast(value: Any) -> Any:
+    """The value that the writing process has; each must come here.
+
+    >>> broadcast("mine")
+    'mine'
+    """
+    if _distributed():
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
+    store = _store()
+    if store is None:
+        return value
+    _said["value"] += 1
+    key = f"value {_said['value']}"
+    if is_writer():
+        store.set(key, pickle.dumps(value))  # type: ignore[arg-type]
+        return value
+    return pickle.loads(store.get(key))
+
+
+def leave() -> None:
+    """Let the writing process go last if there has been no fit: the others ask it what to do."""
+    store = None if _distributed() else _store()
+    if store is None:
+        return
+    _said["leaving"] += 1
+    rank, world_size = _place()
+    if rank > 0:
+        store.set(f"left {_said['leaving']} {rank}", "")
+    else:
+        store.wait([f"left {_said['leaving']} {other}" for other in range(1, world_size)])
 
 
 def gather(value: Any) -> list[Any]:
@@ -32,3 +87,32 @@ def gather(value: Any) -> list[Any]:
 
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@cache
+def _store() -> Store | None:
+    """Where processes that were started side by side leave word; None if this one was not.
+
+    It has the address of the process group that Lightning makes later, and shares its server (`multi_tenant`).
+    """
+    rank, world_size = _place()
+    if world_size == 1:
+        return None
+    if "RANK" in os.environ:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    else:
+        slurm = SLURMEnvironment()
+        address, port = slurm.main_address, slurm.main_port
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(address, port, world_size, serves, _PATIENCE, wait_for_workers=False, multi_tenant=True)
+    return PrefixStore("lt_lightning", store)
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of the processes that a cluster or `torchrun` has started; (0, 1) if neither has."""
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if "SLURM_PROCID" in os.environ and SLURMEnvironment.detect():
+        slurm = SLURMEnvironment()
+        return slurm.global_rank(), slurm.world_size()
+    return 0, 1

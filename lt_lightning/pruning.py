@@ -1,6 +1,7 @@
 """From a trained round to the next ticket on disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -10,33 +11,40 @@ from torch import Tensor
 
 from lt_lightning import checkpoints
 from lt_lightning.criteria import Evidence
+from lt_lightning.loading import read_into
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan
+from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, find_prunable
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
 from lt_lightning.seeding import derive, seed_all
+from lt_lightning.sharded import any_sharded
 from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
 
 def write_dense(plan: Plan, masks: Masks) -> None:
     """Write the ticket of round 0: everything is kept, and its weights are those of the rewind point."""
-    state = tensors_of(model_state(Checkpoint(plan.directory.rewind_point)))
+    state = tensors_of(model_state(Checkpoint(plan.directory.rewind_point))) if is_writer() else {}
     TicketFile(masks, state, start="fresh", config=plan.fingerprint).write(plan.directory.arm(0).ticket)
 
 
 def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
-    """Select the next round's masks from the trained module and write its ticket; call on one process.
+    """Select the next round's masks from the trained module and write its ticket.
+
+    Call on one process; if masks are sharded on all, which select together while one writes.
 
     Raises:
         ValueError: if the trained weights cannot be ranked, or the masks would make a weight norm NaN; the weights
             are kept.
     """
     arm = plan.directory.arm(round)
-    if _in_use(plan.directory.arm(round + 1)):
+    together = any_sharded(masks)
+    in_use = _in_use(plan.directory.arm(round + 1))
+    if broadcast(in_use) if together else in_use:
         return
     try:
-        scores = plan.criterion(gather_evidence(plan, round, masks, trainer))
+        scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
         if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
             return  # nobody has asked for that round; whoever does is told
@@ -44,8 +52,7 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     except ValueError as error:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
-    target.path.mkdir(parents=True, exist_ok=True)
-    start, state = _write_start(plan, arm, target)
+    start, state = _write_start(plan, arm, target) if is_writer() else ("", {})
     TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
 
 
@@ -56,13 +63,14 @@ def _in_use(arm: ArmDirectory) -> bool:
     return arm.start.exists() or read(arm.ticket).start != "file"
 
 
-def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, dict[str, Tensor]]:
+def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, Mapping[str, Tensor]]:
     """Where the next round starts, as the ticket file words it, and with which weights and buffers."""
     point = Checkpoint(plan.directory.rewind_point)
     start = plan.rewind(point, Checkpoint(arm.last))
     if start is None:
         return "fresh", {}
     if start is not point:
+        target.path.mkdir(parents=True, exist_ok=True)
         checkpoints.write(start, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
@@ -77,17 +85,25 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
         for batch in cast(Iterable[Any], trainer.train_dataloader):
             yield move_data_to_device(batch, module.device)
 
-    def read(checkpoint: Checkpoint) -> dict[str, Tensor]:
-        state = {plain_name(name): value for name, value in model_state(checkpoint).items()}
+    def read(path: Path) -> dict[str, Tensor]:
+        if any_sharded(parameters):
+            targets = {name: torch.empty_like(parameter.detach()) for name, parameter in parameters.items()}
+            read_into(Checkpoint(path), targets)
+            return targets
+        state = {plain_name(name): value for name, value in model_state(Checkpoint(path)).items()}
         return {name: state[name] for name in parameters}
+
+    def trained() -> dict[str, Tensor]:
+        found = {name: parameter.detach() for name, parameter in parameters.items()}
+        return found if any_sharded(found) else {name: weight.cpu() for name, weight in found.items()}
 
     return Evidence(
         round=round,
         masks=masks,
         seed=plan.seed,
-        read_initial=lambda: read(Checkpoint(plan.directory.point(0))),
-        read_point=lambda: read(Checkpoint(plan.directory.rewind_point)),
-        read_trained=lambda: {name: parameter.detach().cpu() for name, parameter in parameters.items()},
+        read_initial=lambda: read(plan.directory.point(0)),
+        read_point=lambda: read(plan.directory.rewind_point),
+        read_trained=trained,
         model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),
         batches=batches,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lt_lightning import parts
 from lt_lightning.atomic import sync_directory, write_text
 from lt_lightning.checksum import digest
 
@@ -167,7 +168,8 @@ class Checkpoint(Mapping[str, Any]):
     """A checkpoint on disk that is read when it is first looked into.
 
     Args:
-        path: a file that `torch.load(weights_only=True)` reads; tensors are mapped to the CPU.
+        path: a file that `torch.load(weights_only=True)` reads, tensors are mapped to the CPU; or a directory, of which
+            each tensor is read when it is asked for (see `parts.py`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,6 +177,8 @@ class Checkpoint(Mapping[str, Any]):
 
     @cached_property
     def _content(self) -> dict[str, Any]:
+        if self.path.is_dir():
+            return parts.read(self.path)
         return torch.load(self.path, map_location="cpu", weights_only=True)
 
     def __getitem__(self, key: str) -> Any:
@@ -187,6 +191,6 @@ class Checkpoint(Mapping[str, Any]):
         return len(self._content)
 
 
-def model_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def model_state(checkpoint: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     """The model's own weights and buffers; weight averaging puts the averaged ones in their place."""
     return checkpoint.get("current_model_state", checkpoint["state_dict"])

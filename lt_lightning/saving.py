@@ -16,8 +16,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_lightning import checkpoints, epoch_metrics, moments, points, position
 from lt_lightning.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
-from lt_lightning.processes import gather
+from lt_lightning.processes import broadcast, gather
 from lt_lightning.rundir import ArmDirectory
+from lt_lightning.sharded import share_buffers
+from lt_lightning.strategies import is_sharded
 
 SHARE = 1 / 40
 """The part of the time that saving `last.ckpt` may take if it is to be seldom enough."""
@@ -48,10 +50,10 @@ class Saving:
 
     def begin(self, trainer: L.Trainer) -> None:
         """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
+        self._awaits_point = self._makes_points and not broadcast(self._plan.directory.rewind_point.exists())
         if self._makes_points:
             points.check(trainer, self._plan)
             self._save_point_if_due(trainer)
-        self._awaits_point = self._makes_points and not self._plan.directory.rewind_point.exists()
         self._saved_step = self._stepped = trainer.global_step
         self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
@@ -111,8 +113,8 @@ class Saving:
         return self._trim is checkpoints.trim_weights
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        point = self._awaits_point and points.due(trainer, self._plan, epochs=0) is not None
-        return point or self._last_is_due(trainer)
+        point = points.due(trainer, self._plan, 0, self._awaits_point) if self._awaits_point else None
+        return point is not None or self._last_is_due(trainer)
 
     def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
         """Whether it is time for `last.ckpt`; `epochs` is the number of finished epochs at the end of one."""
@@ -153,10 +155,10 @@ class Saving:
         self._counters = {}
 
     def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
-        path = points.due(trainer, self._plan, epochs)
+        path = points.due(trainer, self._plan, epochs, self._awaits_point)
         if path is None:
             return
-        if not path.exists():
+        if not broadcast(path.exists()):
             kept = [self._key, *points.averaging_keys(trainer)]
             self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
             checkpoints.require_readable(path)
@@ -174,6 +176,8 @@ class Saving:
         self._saving_seconds = self._saved_at - start
 
     def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
+        if is_sharded(trainer.strategy):
+            share_buffers(trainer.lightning_module)
         self._trim = trim
         try:
             checkpoints.save(trainer, path)

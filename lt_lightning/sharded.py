@@ -15,12 +15,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-try:
-    from torch.distributed.tensor import DTensor
-except ImportError:  # before torch 2.5
-    from torch.distributed._tensor import DTensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -82,6 +79,35 @@ def spread(full: Tensor, like: Tensor) -> Tensor:
     for dim, (offset, size) in enumerate(zip(*_box(like), strict=True)):
         part = part.narrow(dim, offset if size else 0, size)
     return wrap(part.to(local(like).device, copy=True).contiguous(), like)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, on every process; all must make the call if it is sharded.
+
+    >>> whole(torch.ones(2))
+    tensor([1., 1.])
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Let the parameters of a module be sharded again, which after a validation they are not."""
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the first one's buffers, of those that checkpoints hold: all must make the call.
+
+    Under DDP the forward pass does so in training; then statistics of batch norm differ by process until the next one.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    for each in module.modules():
+        for name, buffer in each.named_buffers(recurse=False):
+            if name not in each._non_persistent_buffers_set and not is_sharded(buffer):
+                dist.broadcast(buffer, 0)
 
 
 def same_layout(one: Tensor, other: Tensor) -> bool:
@@ -218,7 +244,7 @@ def _owned(tensor: Tensor, device: torch.device | None) -> bool:
     if not isinstance(tensor, DTensor):
         return dist.get_rank() == 0
     coordinate = tensor.device_mesh.get_coordinate()
-    if coordinate is None:
+    if coordinate is None or 0 not in tensor.device_mesh.mesh:  # of several meshes side by side that hold copies
         return False
     return all(n == 0 for n, placement in zip(coordinate, tensor.placements, strict=True) if placement.is_replicate())
 

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, moments, position, tuning
+from lt_lightning import epoch_metrics, guard, loading, moments, position, sharded, strategies, tuning
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
-from lt_lightning.processes import gather
+from lt_lightning.processes import broadcast, gather
 from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
@@ -54,7 +54,8 @@ class Ticket(Callback):
         self.fitted = False
         self._resuming = resume is not None
         self._start = ingredients.start
-        self._masks = ingredients.masks
+        self._masks: Any = ingredients.masks
+        self._density: float | None = None
         self._enforcement = Enforcement({}, {})
         self._measured = Measurements(plan.monitor, plan.mode)
         self._tuning = tuning.Tuning()
@@ -91,15 +92,19 @@ class Ticket(Callback):
 
     @property
     def masks(self) -> Masks:
-        """Parameter name → bool tensor on the CPU; True is kept."""
+        """Parameter name → bool tensor on the CPU; True is kept. In a sharded fit a `DTensor`, as the parameter is."""
         if not self._masks:
             self._masks = all_kept(find_prunable(self._module, self.plan.prunable))
+        if not isinstance(self._masks, dict):
+            self._masks = dict(self._masks)
         return self._masks
 
     @property
     def density(self) -> float:
         """Kept weights over prunable weights, in (0, 1]."""
-        return density(self.masks)
+        if self._density is None:
+            self._density = density(self._masks) if self._masks else 1.0
+        return self._density
 
     @property
     def early_stop_path(self) -> str | None:
@@ -116,8 +121,11 @@ class Ticket(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
+        strategies.check(trainer.strategy)
+        loading.adapt(trainer)
         if stage != "fit":
             return
+        self._require_agreement()
         if self.fitted or trainer.fit_loop.epoch_progress.total.ready > 0:
             raise RuntimeError(
                 f"this Trainer has been used for a round already, and used twice it would train 0 steps ({self.name}). "
@@ -141,6 +149,16 @@ class Ticket(Callback):
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         first = [_BeforeSearch(self)] if searches else []
         trainer.callbacks = [*first, *others, self, _epoch_end(self)]  # type: ignore[attr-defined]
+
+    def _require_agreement(self) -> None:
+        """Raise a RuntimeError, on all processes, if they are about to fit different tickets."""
+        said = gather(f"{self.name} from {self.ckpt_path or 'a fresh model'}")
+        if len(set(said)) > 1:
+            fits = "; ".join(f"process {rank}: {fit}" for rank, fit in enumerate(said))
+            raise RuntimeError(
+                f"the processes do not agree on what comes next ({fits}): they must run the same program, with the "
+                "same arguments, on one file system."
+            )
 
     def _require_own_directory(self, trainer: L.Trainer) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -167,10 +185,23 @@ class Ticket(Callback):
         self._mask_module(pl_module)
 
     def _mask_module(self, pl_module: L.LightningModule) -> None:
+        sharded.reshard(pl_module)
+        self._shard_masks(pl_module)
         parameters = self._check_masks(pl_module)
         self._enforcement.release()
         self._enforcement = Enforcement(self.masks, parameters)
         self._enforcement.mask_weights()
+
+    def _shard_masks(self, pl_module: L.LightningModule) -> None:
+        """Keep of each mask what this process holds of its parameter; one whole mask at a time is in memory."""
+        parameters = find_prunable(pl_module, self.plan.prunable)
+        if not sharded.any_sharded(parameters):
+            return
+        if self._masks and not sharded.any_sharded(self._masks):
+            check_fit(self._masks, parameters)
+            self._masks = {name: sharded.spread(self._masks[name], each) for name, each in parameters.items()}
+        elif not self._masks:
+            self._masks = all_kept(parameters)
 
     def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
         parameters = find_prunable(pl_module, self.plan.prunable)
@@ -234,6 +265,13 @@ class Ticket(Callback):
         """Make the epoch's randomness a function of (seed, epoch)."""
         position.start_epoch(trainer, self.plan.seed)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Let all processes begin with the buffers of the first, as they do under DDP."""
+        if strategies.is_sharded(trainer.strategy):
+            sharded.share_buffers(pl_module)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -258,7 +296,7 @@ class Ticket(Callback):
         if self._random_state is not None:
             set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
             self._random_state = None
-        if self._measured.validate(trainer):
+        if broadcast(self._measured.validate(trainer)):
             self._saving.save_best(trainer)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
@@ -271,6 +309,7 @@ class Ticket(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the metrics of the end."""
+        sharded.share_buffers(pl_module)
         self._measured.end(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -278,7 +317,8 @@ class Ticket(Callback):
         self._require_training(trainer)
         self._measured.stop_clock(trainer)
         self._saving.save_end(trainer, self._trained)
-        if self.arm == TICKET and trainer.is_global_zero:
+        sharded.reshard(pl_module)
+        if self.arm == TICKET and (trainer.is_global_zero or sharded.any_sharded(self.masks)):
             if self.round == 0:
                 write_dense(self.plan, self.masks)
             if self.plan.has_ticket(self.round + 1):
@@ -304,8 +344,10 @@ class Ticket(Callback):
         self._measured.load_weights(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As `on_test_start`, if this is a validation of its own."""
-        if trainer.state.fn != "fit":
+        """As `on_test_start`, if this is a validation of its own; in a fit all validate the same network."""
+        if trainer.state.fn == "fit":
+            sharded.share_buffers(pl_module)
+        else:
             self._measured.load_weights(trainer)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -317,8 +359,9 @@ class Ticket(Callback):
         self._measured.test(trainer, str(self.files.final), self.early_stop_path)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let go of the optimizers and of the Trainer's callback list."""
+        """Let go of the optimizers and of the Trainer's callback list, with sharded parameters as they were before."""
         self._release(trainer)
+        sharded.reshard(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Let go of the optimizers."""

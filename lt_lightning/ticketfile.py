@@ -13,21 +13,23 @@ Layout, version 2:
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from lt_lightning.atomic import write_bytes
-from lt_lightning.checksum import digest
+from lt_lightning.atomic import staged
 from lt_lightning.masks import Masks, density
+from lt_lightning.parts import Stored
+from lt_lightning.processes import is_writer
+from lt_lightning.sharded import whole
 
 FORMAT = "lt_lightning 2"
 
@@ -56,12 +58,34 @@ class TicketFile:
     config: str = ""
 
     def write(self, path: Path) -> None:
-        """Write the file atomically."""
-        tensors = {f"mask/{name}": pack(mask) for name, mask in self.masks.items()}
-        # A copy each, because tied weights share memory, which the format refuses.
-        tensors |= {f"state/{name}": value.detach().cpu().contiguous().clone() for name, value in self.state.items()}
-        content = _sort_header(save(tensors, self._metadata()))
-        write_bytes(path, content.replace(_BLANK, digest(content).encode(), 1))
+        """Write the file atomically, one tensor at a time.
+
+        If masks are sharded call it on every process: all put each mask together, and one writes.
+        """
+        entries = sorted(self._entries(), key=lambda entry: (-entry.dtype.itemsize, entry.name))
+        header = _header(entries, self._metadata())
+        content = hashlib.sha256(header)
+        with staged(path) if is_writer() else nullcontext() as file:
+            if file:
+                file.write(header)
+            for entry in entries:
+                part = entry.make()
+                if file and part is not None:
+                    raw = _bytes(part)
+                    content.update(raw)
+                    file.write(raw)
+            if file:
+                file.seek(header.index(_BLANK))
+                file.write(content.hexdigest().encode())
+
+    def _entries(self) -> Iterator["_Entry"]:
+        for name, mask in self.masks.items():
+            size = -(-mask.numel() // 8)
+            yield _Entry(f"mask/{name}", torch.uint8, [size], partial(_packed, mask))
+        for name in self.state if is_writer() else ():
+            value = self.state.like(name) if isinstance(self.state, Stored) else self.state[name]
+            if value is not None:
+                yield _Entry(f"state/{name}", value.dtype, list(value.shape), partial(self.state.__getitem__, name))
 
     def _metadata(self) -> dict[str, str]:
         return {
@@ -76,6 +100,41 @@ class TicketFile:
         }
 
 
+class _Entry(NamedTuple):
+    """A tensor to write, made when its turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    make: Callable[[], Tensor]
+
+
+class StoredMasks(Mapping[str, Tensor]):
+    """The masks of a ticket file, each read when it is asked for.
+
+    Args:
+        path: of the file.
+        shapes: parameter name → shape.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, list[int]]) -> None:
+        self.path, self._shapes = path, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        with safe_open(self.path, framework="pt") as file:
+            return unpack(file.get_tensor(f"mask/{name}"), shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
 def load_ticket(path: str | Path) -> TicketFile:
     """Read a `ticket.safetensors` with its masks and its weights at the start.
 
@@ -83,7 +142,8 @@ def load_ticket(path: str | Path) -> TicketFile:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a ticket of a version that this release reads.
     """
-    return read(Path(path), state=True)
+    ticket = read(Path(path), state=True)
+    return replace(ticket, masks=dict(ticket.masks))
 
 
 def read(path: Path, *, state: bool = False) -> TicketFile:
@@ -91,7 +151,7 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
 
     Args:
         path: the file.
-        state: also read the starting weights; without them only the masks are loaded.
+        state: also read the starting weights; without them only the masks are there, each read when it is asked for.
 
     Raises:
         ValueError: if the file is damaged, or not a ticket of a version that this release reads.
@@ -102,8 +162,7 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
     if not is_whole(path):
         raise ValueError(f"{path} is damaged: it does not hold what was written. Run the command that made it again.")
     with safe_open(path, framework="pt") as file:
-        shapes = json.loads(metadata["shapes"])
-        masks = {name: unpack(file.get_tensor(f"mask/{name}"), shape) for name, shape in shapes.items()}
+        masks = StoredMasks(path, json.loads(metadata["shapes"]))
         names = [key for key in file.keys() if key.startswith("state/")] if state else []  # noqa: SIM118
         weights = {name.removeprefix("state/"): file.get_tensor(name) for name in names}
     return TicketFile(masks, weights, int(metadata["round"]), metadata["arm"], metadata["start"], metadata["config"])
@@ -137,18 +196,48 @@ def _metadata_of(path: Path) -> Mapping[str, str]:
             return {}
 
 
-def _sort_header(content: bytes) -> bytes:
-    """The same file with its metadata in order, which safetensors writes in a random one."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+}
+"""Types, and what safetensors call them."""
+
+
+def _header(entries: list[_Entry], metadata: Mapping[str, str]) -> bytes:
+    """The length of the header and the header, in which everything has its order."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for entry in entries:
+        start, end = end, end + int(np.prod(entry.shape, dtype=np.int64)) * entry.dtype.itemsize
+        header[entry.name] = {"dtype": _DTYPES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
+    return len(text).to_bytes(8, "little") + text
 
 
-def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return pack(whole(mask))
+
+
+def tensors_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """The tensors of a state dict; extra state of other types has no place in a ticket file."""
+    if isinstance(state, Stored):
+        return state
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

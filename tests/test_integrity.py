@@ -11,7 +11,7 @@ from test_lottery import Stop, StopAt, assert_same_state, final, records_without
 from tiny import Tiny, play
 
 from lt_lightning import keep_weights, load_ticket, lottery
-from lt_lightning.integrity import set_aside_damaged
+from lt_lightning.integrity import mend_config, set_aside_damaged
 
 ARGUMENTS = {"rounds": 2, "controls": ["reinit"], "rewind_step": 7, "rewind": keep_weights}
 
@@ -110,6 +110,7 @@ def test_a_bit_flip_anywhere_in_a_finished_run_is_noticed_or_harmless(finished, 
         flips = draws.sample(range(bits), 40)
         noticed = sum(is_noticed(finished, tmp_path / "run", name, bit) for bit in flips)
         assert noticed == len(flips) or str(name) in harmless, name
+        assert noticed > 0 or name.name == "records.csv"
         lines.append(f"{name!s:36} {noticed} of {len(flips)} flips noticed; {harmless.get(str(name), '')}".rstrip("; "))
     assert len(lines) == 33
     record_property("table", "\n".join(lines))
@@ -123,7 +124,9 @@ def is_noticed(finished, run, name, bit):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            set_aside_damaged(plan_of(run))
+            plan = plan_of(run)
+            mend_config(plan)
+            set_aside_damaged(plan)
         except ValueError as error:
             return str(run) in str(error)
     return any(str(run / name) in str(each.message) for each in said)

@@ -18,6 +18,7 @@ FLOORS = (
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
     },
+    {"parts", "strategies"},
     {
         "lock",
         "criteria",
@@ -32,7 +33,7 @@ FLOORS = (
         "enforcement",
     },
     {"prunable"},
-    {"plan", "ticketfile", "records", "checkpoints"},
+    {"plan", "ticketfile", "records", "checkpoints", "loading"},
     {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},
     {"measurements", "saving"},
     {"ticket"},
