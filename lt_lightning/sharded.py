@@ -70,6 +70,9 @@ def spread(full: Tensor, like: Tensor) -> Tensor:
     Returns:
         A tensor that holds a copy of this process's part of `full`.
 
+    Raises:
+        ValueError: on this process, if `like` does not lie as its placements say; see `check_parts`.
+
     >>> spread(torch.tensor([1.0, 2.0]), torch.zeros(2))
     tensor([1., 2.])
     """
@@ -78,6 +81,8 @@ def spread(full: Tensor, like: Tensor) -> Tensor:
     part = full
     for dim, (offset, size) in enumerate(zip(*_box(like), strict=True)):
         part = part.narrow(dim, offset if size else 0, size)
+    if part.shape != local(like).shape:
+        raise ValueError(_misplaced("a tensor", like))
     return wrap(part.to(local(like).device, copy=True).contiguous(), like)
 
 
@@ -157,6 +162,41 @@ def seen(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(name for listed in _exchanged(names, _meeting_place(tensors)) for name in listed))
 
 
+def check_parts(tensors: Mapping[str, Tensor]) -> None:
+    """Check that what each process holds of the sharded tensors is what their placements say: blocks without overlap.
+
+    FSDP2 over tensor parallelism may lay parts otherwise, where a dimension is too short for all processes.
+
+    Raises:
+        ValueError: on all processes, if it is not so for any tensor.
+    """
+    device = _meeting_place(tensors)
+    if device is None:
+        return
+    mine = {
+        name: (_box(tensor), tuple(local(tensor).shape))
+        for name, tensor in tensors.items()
+        if is_sharded(tensor) and _owned(tensor, device)
+    }
+    everyone = _exchanged(mine, device)
+    for name, tensor in tensors.items():
+        if is_sharded(tensor) and not _makes_up([parts[name] for parts in everyone if name in parts], tensor):
+            raise ValueError(_misplaced(name, tensor))
+
+
+def _misplaced(name: str, tensor: Tensor) -> str:
+    return (
+        f"the parts of {name} {tuple(tensor.shape)} that the processes hold are not the blocks of its placements "
+        f"{getattr(tensor, 'placements', None)}: shard a dimension that the number of processes divides."
+    )
+
+
+def _makes_up(parts: list[tuple[Box, tuple[int, ...]]], tensor: Tensor) -> bool:
+    """Whether parts, as (box, shape), have the shapes of their boxes, and these make up the tensor."""
+    fits = all(sizes == shape for (_, sizes), shape in parts)
+    return fits and _is_grid([box for box, shape in parts if prod(shape)], tuple(tensor.shape))
+
+
 def keep_best(scores: dict[str, Tensor], masks: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Keep exactly the `count` best scores of all tensors together, among those where the mask is True.
 
@@ -184,7 +224,7 @@ def keep_best(scores: dict[str, Tensor], masks: Mapping[str, Tensor], count: int
     {'w': tensor([ True,  True, False])}
     """
     device = _meeting_place(masks)
-    _check_parts(masks)
+    check_parts(masks)
     candidates = sum(tally(lambda mask: mask, masks).values())
     total = sum(mask.numel() for mask in masks.values())
     if count > candidates:
@@ -259,26 +299,6 @@ def _box(tensor: Tensor) -> Box:
     return tuple(chunk.offsets), tuple(chunk.sizes)
 
 
-def _check_parts(masks: Mapping[str, Tensor]) -> None:
-    """Raise on all processes unless the owners' parts are blocks that make up each sharded tensor without overlap."""
-    device = _meeting_place(masks)
-    if device is None:
-        return
-    mine = {
-        name: (_box(mask)[0], tuple(local(mask).shape))
-        for name, mask in masks.items()
-        if is_sharded(mask) and local(mask).numel() and _owned(mask, device)
-    }
-    everyone = _exchanged(mine, device)
-    for name, mask in masks.items():
-        boxes = [boxes[name] for boxes in everyone if name in boxes]
-        if is_sharded(mask) and mask.numel() and not _is_grid(boxes, tuple(mask.shape)):
-            raise ValueError(
-                f"the parts of {name}, {tuple(mask.shape)}, that the processes hold are not blocks that make it up: "
-                f"{getattr(mask, 'placements', None)}. Shard a dimension that the number of processes divides."
-            )
-
-
 def _is_grid(boxes: list[Box], shape: tuple[int, ...]) -> bool:
     """Whether boxes, as (offsets, sizes), are the cells of a grid over the shape, each there once.
 
@@ -286,6 +306,8 @@ def _is_grid(boxes: list[Box], shape: tuple[int, ...]) -> bool:
     (True, False)
     """
     cells = 1
+    if prod(shape) == 0:
+        return not boxes
     for dim, size in enumerate(shape):
         spans = sorted({(offsets[dim], offsets[dim] + sizes[dim]) for offsets, sizes in boxes})
         if [0, *(stop for _, stop in spans)] != [*(start for start, _ in spans), size]:
@@ -416,19 +438,24 @@ def _cut(
     chosen: dict[str, Tensor] = {}
     base = 0
     for name, mask in masks.items():
-        packed, start, box = [], 0, _box(mask)
-        for values, candidates in _pieces(local(scores[name]), local(mask)):
-            values, candidates = values.to(threshold.dtype), candidates.to(values.device)
-            kept = candidates & (values >= threshold)
-            if last is not None:
-                tied = (kept & (values == threshold)).nonzero().flatten()
-                kept[tied[base + _positions(tied + start, mask.shape, box) > last]] = False
-            packed.append((_pack(kept), len(kept)))
-            start += len(kept)
-        scores.pop(name)
+        packed = _kept_bits(scores.pop(name), mask, threshold, None if last is None else last - base)
         chosen[name] = wrap(_unpacked(packed, local(mask)), mask)
         base += mask.numel()
     return chosen
+
+
+def _kept_bits(score: Tensor, mask: Tensor, threshold: Tensor, last: int | None) -> list[tuple[Tensor, int]]:
+    """What is kept of this process's part of one tensor, as pieces of (bits, length); nothing of the score is held."""
+    packed, start, box = [], 0, _box(mask)
+    for values, candidates in _pieces(local(score), local(mask)):
+        values = values.to(threshold.dtype)
+        kept = candidates.to(values.device) & (values >= threshold)
+        if last is not None:
+            tied = (kept & (values == threshold)).nonzero().flatten()
+            kept[tied[_positions(tied + start, mask.shape, box) > last]] = False
+        packed.append((_pack(kept), len(kept)))
+        start += len(kept)
+    return packed
 
 
 def _unpacked(packed: list[tuple[Tensor, int]], like: Tensor) -> Tensor:

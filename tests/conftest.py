@@ -12,7 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("killing", "matrix", "tiny")
+pytest.register_assert_rewrite("killing", "matrix", "sharding", "tiny")
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 torch.set_num_threads(1)  # at once, so that the runs of session fixtures are computed with it too
