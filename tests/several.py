@@ -86,11 +86,14 @@ class Small(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Die(L.Callback):
-    """Kills one process, at a step of a fit: [rank, name of the fit, step]."""
+class Watch(L.Callback):
+    """Knows the step at which a fit began, and kills one process: [rank, name of the fit, step]."""
 
     def __init__(self, name, die):
-        self.name, self.die = name, die
+        self.name, self.die, self.began = name, die, None
+
+    def on_train_start(self, trainer, *_):
+        self.began = trainer.global_step
 
     def on_train_batch_end(self, trainer, *_):
         if self.die == [trainer.global_rank, self.name, trainer.global_step]:
@@ -118,6 +121,7 @@ def main(directory, settings):
         digits, shape=[1, 8, 8], num_classes=10, batch_size=32, val_size=200, seed=0, mean=[0.02], std=[0.02]
     )
     for ticket in tickets:
+        watch = Watch(ticket.name, settings["die"])
         trainer = L.Trainer(
             max_epochs=settings["epochs"],
             accelerator="cpu",
@@ -128,14 +132,14 @@ def main(directory, settings):
             limit_train_batches=10,
             use_distributed_sampler=False,
             default_root_dir=ticket.directory,
-            callbacks=[ticket, Die(ticket.name, settings["die"])],
+            callbacks=[ticket, watch],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
         )
         trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
-        seen = {"name": ticket.name, "kept": float(ticket.density), "masks": hashed(ticket), "hidden": hidden(ticket)}
+        seen = {"name": ticket.name, "began": watch.began, "masks": hashed(ticket), "hidden": hidden(ticket)}
         trainer.test(ticket.model, data, verbose=False)
         trainer.test(ticket.model, data, ckpt_path=ticket.early_stop_path, verbose=False)
         with open(Path(directory).parent / f"rank-{trainer.global_rank}.jsonl", "a") as file:
