@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lt_lightning import naming
 from lt_lightning.analysis import report
 from lt_lightning.interruption import Interrupted
+from lt_lightning.jobs import job
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.rundir import RunDirectory, remove_empty
@@ -26,10 +27,12 @@ def main(cfg: DictConfig) -> None:
     """Train the dense network, then every round's ticket and controls; what is done already is skipped."""
     hydra_config = HydraConfig.get()
     directory = hydra_config.runtime.output_dir
-    try:
-        train(cfg, directory)
-    finally:
-        remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty
+    with job(__file__):
+        try:
+            train(cfg, directory)
+        finally:
+            if is_writer():
+                remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty
 
 
 def train(cfg: DictConfig, directory: str) -> None:

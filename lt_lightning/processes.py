@@ -89,11 +89,14 @@ def gather(value: Any) -> list[Any]:
 def end_at_exit() -> None:
     """Let the process group end before Python does: its threads may else abort the process. Call when there is one."""
     if _distributed():
-        atexit.unregister(_end)
-        atexit.register(_end)
+        atexit.unregister(end)
+        atexit.register(end)
 
 
-def _end() -> None:
+def end() -> None:
+    """End the process group and forget the store, if there are any: this process goes on alone, or with others."""
+    _store.cache_clear()
+    _said.clear()
     if _distributed():
         torch.distributed.destroy_process_group()
 

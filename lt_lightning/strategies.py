@@ -49,3 +49,29 @@ def check(strategy: Any) -> None:
         raise ValueError(
             f'{name} was not tested with tickets. Pass strategy="auto", strategy="ddp" or a ModelParallelStrategy.'
         )
+
+
+class FSDP2(ModelParallelStrategy):
+    """A `ModelParallelStrategy` whose data-parallel size is what the number of processes leaves to it.
+
+    Args:
+        tensor_parallel_size: processes that share the layers of one copy of the model; 1: none do.
+
+    Raises:
+        ValueError: when the processes start, if their number is no multiple of that.
+    """
+
+    def __init__(self, tensor_parallel_size: int = 1) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=tensor_parallel_size)
+
+    def setup_environment(self) -> None:
+        """Find out how many processes there are."""
+        self.set_world_ranks()
+        size = self._tensor_parallel_size
+        if self.world_size % int(size):
+            raise ValueError(
+                f"tensor_parallel_size={size} does not divide the {self.world_size} processes: set "
+                "trainer.strategy.tensor_parallel_size or trainer.devices."
+            )
+        self._data_parallel_size = self.world_size // int(size)
+        super().setup_environment()

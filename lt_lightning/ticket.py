@@ -198,6 +198,7 @@ class Ticket(Callback):
         parameters = find_prunable(pl_module, self.plan.prunable)
         if not sharded.any_sharded(parameters):
             return
+        sharded.check_parts(parameters)
         if self._masks and not sharded.any_sharded(self._masks):
             check_fit(self._masks, parameters)
             self._masks = {name: sharded.spread(self._masks[name], each) for name, each in parameters.items()}

@@ -117,9 +117,7 @@ def main(directory, settings):
         **functions,
         **{key: settings[key] for key in ("rounds", "every", "controls")},
     )
-    data = Images(
-        digits, shape=[1, 8, 8], num_classes=10, batch_size=32, val_size=200, seed=0, mean=[0.02], std=[0.02]
-    )
+    data = Images(digits, shape=[1, 8, 8], num_classes=10, batch_size=32, val_size=200, seed=0, mean=[0.02], std=[0.02])
     for ticket in tickets:
         watch = Watch(ticket.name, settings["die"])
         trainer = L.Trainer(

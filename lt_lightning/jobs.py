@@ -1,0 +1,161 @@
+"""Hydra jobs of several processes: each job runs alone, and leaves nothing behind for the next one of the sweep.
+
+Lightning starts the other processes of a `ddp` job with the command of its first process. Under Hydra that would be the
+whole sweep again, or the worker of a launcher; here it is the one job, in the directory of the first process. After a
+job, a sweep's next one finds the environment and the settings of torch as this one has found them.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies.launchers import subprocess_script as launching
+from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
+
+import __main__
+from lt_lightning import processes
+
+rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
+
+_GRACE = 20.0
+"""Seconds that a process is given to end by itself."""
+
+_NOT_FOR_CHILDREN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
+"""Beginnings of overrides that are about the sweep or the directory, not the job."""
+
+
+@contextmanager
+def job(script: str | os.PathLike[str]) -> Iterator[None]:
+    """Run one Hydra job in a block: the body of the function under `@hydra.main`.
+
+    Args:
+        script: the file of the application, `__file__` there.
+
+    Example:
+        ```python
+        @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+        def main(cfg):
+            with job(__file__):
+                ...
+        ```
+    """
+    children: list[subprocess.Popen[Any]] = []
+    with ExitStack() as stack:
+        stack.enter_context(_as_before())
+        stack.enter_context(_ended(children))
+        # Lightning asks for none of these; the names are private, and held by tests/test_jobs.py.
+        replacements = {
+            "_hydra_subprocess_cmd": lambda local_rank: _command_of_child(script),
+            "_launch_process_observer": children.extend,
+        }
+        for name, replacement in replacements.items():
+            stack.enter_context(patch.object(launching, name, replacement))
+        _take_rank_from_submitit()
+        yield
+
+
+def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
+    """The command of another process of this job, and where it runs."""
+    hydra = HydraConfig.get()
+    spec = __main__.__spec__
+    is_main = Path(getattr(__main__, "__file__", None) or "").resolve() == Path(script).resolve()
+    program = ["-m", spec.name] if is_main and spec is not None else [str(Path(script).resolve())]
+    settings = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_NOT_FOR_CHILDREN)]
+    directory = hydra.runtime.output_dir.replace("\\", "\\\\").replace("'", "\\'")
+    own = ["hydra.mode=RUN", f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+    command = [sys.executable, *program, *_config_flags(hydra), *hydra.overrides.task, *settings, *own]
+    return command, hydra.runtime.cwd
+
+
+def _config_flags(hydra: Any) -> Iterator[str]:
+    """Where the job's configuration lies: the first process may have been told on its command line."""
+    yield from ("--config-name", hydra.job.config_name)
+    for source in hydra.runtime.config_sources:
+        path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+        if source.provider == "main" and source.path:
+            yield from ("--config-path", path)
+        elif source.provider == "command-line":
+            yield from ("--config-dir", path)
+
+
+def _take_rank_from_submitit() -> None:
+    """Let Lightning know the tasks of a job that submitit runs on this machine; Slurm's tasks it knows itself."""
+    if int(os.environ.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1 and "SLURM_PROCID" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        rank_zero_only.rank = int(os.environ["RANK"])  # found when Lightning was imported
+
+
+@contextmanager
+def _ended(children: list[subprocess.Popen[Any]]) -> Iterator[None]:
+    """Let the other processes end with the block, and the block with them.
+
+    Lightning kills this process, and with it the sweep, five seconds after another one failed. Here it is given the
+    time to fail by itself, as it does when it hears no more from that one.
+    """
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(children, over), daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        for child in children:
+            child.terminate()
+        raise
+    finally:
+        over.set()
+        processes.end()
+        for child in children:
+            try:
+                child.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None:
+    """Kill this process if another one of its job has failed and it does not notice."""
+    while not over.wait(1.0):
+        if any(child.poll() for child in children):
+            if over.wait(_GRACE):
+                return
+            for child in children:
+                child.kill()
+            os.kill(os.getpid(), SIGKILL)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Undo what a job changes of its process."""
+    environment, rank = dict(os.environ), rank_zero_only.rank
+    threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        rank_zero_only.rank = rank
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        _finish_wandb()
+
+
+def _finish_wandb() -> None:
+    """A run of W&B that is still open would go on in the next job."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish()

@@ -1,0 +1,134 @@
+"""Hydra jobs of several processes: one job, a sweep in one process, workers of a launcher."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+import torch
+
+from lt_lightning import jobs
+from lt_lightning.records import read_records
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["trainer.max_epochs=1", "prune.rounds=1", "logger=csv"]
+slow = pytest.mark.slow
+
+
+def train(*overrides, multirun=False, code=0):
+    """Run train.py as a user does; what it printed."""
+    command = [sys.executable, "train.py", *(["--multirun"] if multirun else []), *SHORT, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def rows(path):
+    """The records below a directory, by seed."""
+    found = {}
+    for file in sorted(path.rglob("records.csv")):
+        records = read_records(file)
+        found[records[0]["seed"]] = [{k: v for k, v in row.items() if k != "seconds"} for row in records]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process computes, by seed."""
+    root = tmp_path_factory.mktemp("alone")
+    train("seed=0,1,2", f"hydra.sweep.dir={root}", multirun=True)
+    return rows(root)
+
+
+def assert_alike(found, wanted):
+    assert found.keys() == wanted.keys()
+    for seed, records in found.items():
+        for row, other in zip(records, wanted[seed], strict=True):
+            assert row.pop("arm") == other["arm"]
+            assert row == pytest.approx({key: value for key, value in other.items() if key != "arm"}, rel=0.02)
+
+
+def test_a_sweep_of_jobs_of_two_processes_each_gives_every_job_its_results(tmp_path, alone):
+    printed = train("trainer=ddp_cpu2", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}", multirun=True)
+    assert printed.count("records  ") == 3, "each job says once where its results lie"
+    assert len(list(tmp_path.rglob("records.csv"))) == 3
+    assert_alike(rows(tmp_path), alone)
+
+
+@slow
+@pytest.mark.parametrize("trainer", ["ddp_cpu2", "fsdp2_cpu2"])
+def test_one_job_of_two_processes_runs_in_the_directory_of_the_first(tmp_path, alone, trainer):
+    directory = tmp_path / "a=[1],'b' c"
+    quoted = str(directory).replace("'", "\\'")
+    printed = train(f"trainer={trainer}", f"hydra.run.dir='{quoted}'")
+    assert printed.count("ticket") == 2, "one process prints the table"
+    assert_alike(rows(directory), {0: alone[0]})
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
+
+
+@slow
+def test_a_sweep_under_fsdp2_gives_every_job_its_results(tmp_path, alone):
+    train("trainer=fsdp2_cpu2", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}", multirun=True)
+    assert_alike(rows(tmp_path), alone)
+
+
+@slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_worker_of_submitit_runs_jobs_of_two_processes(tmp_path, alone, tasks):
+    """With one task Lightning starts the second process, with two it is there already."""
+    launcher = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
+    train("trainer=ddp_cpu2", "seed=0,1", f"hydra.sweep.dir={tmp_path}", *launcher, multirun=True)
+    assert_alike(rows(tmp_path), {seed: alone[seed] for seed in (0, 1)})
+
+
+@slow
+def test_a_job_that_fails_leaves_the_others_of_its_sweep_alone(tmp_path):
+    rates = "model.optimizer.lr=1e-3,-1,2e-3"
+    printed = train("trainer=ddp_cpu2", rates, f"hydra.sweep.dir={tmp_path}", multirun=True, code=1)
+    assert "Invalid learning rate: -1" in printed
+    found = [re.search(r"lr=([^,/]+)", str(path))[1] for path in tmp_path.rglob("records.csv")]
+    assert sorted(found) == ["0.001", "0.002"]
+
+
+@slow
+def test_w_and_b_has_one_run_for_each_fit_and_the_summary(tmp_path):
+    train("trainer=ddp_cpu2", "logger=wandb", "logger.mode=offline", f"hydra.run.dir={tmp_path / 'run'}")
+    names = sorted(path.name.split("-", 4)[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert names == ["round-00", "round-01", "round-01-reinit", "summary"]
+
+
+@slow
+def test_ctrl_c_ends_both_processes_and_the_same_command_goes_on(tmp_path):
+    run = [f"hydra.run.dir={tmp_path / 'run'}", "trainer=ddp_cpu2"]
+    command = [sys.executable, "train.py", *SHORT, *run, "trainer.max_epochs=60"]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    deadline = monotonic() + 120
+    while not (tmp_path / "run" / "round-00" / "last.ckpt").exists():
+        assert monotonic() < deadline
+        sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in printed
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    assert len(rows(tmp_path / "run")[0]) == 3
+
+
+def test_a_job_leaves_its_process_as_it_was():
+    before = dict(os.environ)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="the job"), jobs.job(__file__):
+        os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "PL_GLOBAL_SEED": "1"}
+        os.environ.pop("PATH")
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(not deterministic)
+        raise RuntimeError("the job")
+    assert dict(os.environ) == before
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
