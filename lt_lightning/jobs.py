@@ -66,8 +66,9 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
     """The command of another process of this job, and where it runs."""
     hydra = HydraConfig.get()
-    spec = __main__.__spec__
-    is_main = Path(getattr(__main__, "__file__", None) or "").resolve() == Path(script).resolve()
+    main = sys.modules["__main__"]
+    spec = main.__spec__
+    is_main = Path(getattr(main, "__file__", None) or "").resolve() == Path(script).resolve()
     program = ["-m", spec.name] if is_main and spec is not None else [str(Path(script).resolve())]
     settings = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_NOT_FOR_CHILDREN)]
     directory = hydra.runtime.output_dir.replace("\\", "\\\\").replace("'", "\\'")

@@ -13,7 +13,7 @@ Layout, version 2:
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -109,8 +109,8 @@ class _Entry(NamedTuple):
     make: Callable[[], Tensor]
 
 
-class StoredMasks(Mapping[str, Tensor]):
-    """The masks of a ticket file, each read when it is asked for.
+class StoredMasks(MutableMapping[str, Tensor]):
+    """The masks of a ticket file, each read when it is asked for; others may be put in their places.
 
     Args:
         path: of the file.
@@ -118,12 +118,22 @@ class StoredMasks(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, list[int]]) -> None:
-        self.path, self._shapes = path, shapes
+        self.path, self._shapes = path, dict(shapes)
+        self._others: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
+        if name in self._others:
+            return self._others[name]
         with safe_open(self.path, framework="pt") as file:
             return unpack(file.get_tensor(f"mask/{name}"), shape)
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        self._others[name] = mask
+        self._shapes[name] = list(mask.shape)
+
+    def __delitem__(self, name: str) -> None:
+        del self._shapes[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._shapes

@@ -60,6 +60,10 @@ hydra:
 """
 
 
+EXTRAS = ("tensorboard", "slurm")
+"""What the test extra takes with it."""
+
+
 def run(*command, **options):
     """What a command says, or its error."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
@@ -139,12 +143,12 @@ def composes(app, home, path=None):
 def test_every_import_of_the_package_is_a_declared_dependency():
     declared = set(requirements())
     for module, names in imported(ROOT / "lt_lightning", ROOT / "train.py").items():
-        expected = declared | ({"tensorboard"} if module == "tensorboard" else set())
+        expected = declared | ({module} & {"tensorboard", "submitit"})
         assert names & expected, f"{module} ({names}) is imported: add it to dependencies in pyproject.toml"
 
 
 def test_every_import_of_the_tests_is_a_declared_dependency():
-    declared = set(requirements("test", "tensorboard"))
+    declared = set(requirements("test", *EXTRAS))
     for module, names in imported(ROOT / "tests").items():
         assert names & declared, f"{module} ({names}) is imported: add it to the test extra in pyproject.toml"
 
@@ -158,7 +162,7 @@ def test_nothing_is_declared_in_vain():
 
 def test_constraints_pin_what_is_declared():
     pinned = pins(ROOT / "constraints.txt")
-    for name, requirement in requirements("test", "tensorboard").items():
+    for name, requirement in requirements("test", *EXTRAS).items():
         assert name == "lt-lightning" or requirement.specifier.contains(pinned[name]), name
 
 
@@ -167,7 +171,7 @@ def test_constraints_pin_exactly_what_comes_along():
     here = {canonicalize_name(found.name): Version(found.version).public for found in installed()}
     if any(here.get(name) != Version(version).public for name, version in pinned.items()):
         pytest.skip("not the environment that constraints.txt describes")
-    declared = requirements("test", "tensorboard")
+    declared = requirements("test", *EXTRAS)
     reached, todo = set(), [(name, need.extras) for name, need in declared.items() if name != "lt-lightning"]
     while todo:
         name, extras = todo.pop()
@@ -184,7 +188,7 @@ def _applies(need, extras):
 
 def test_lower_bounds_are_those_of_the_project():
     lowest = pins(ROOT / "tests" / "lower-bounds.txt")
-    for name, requirement in requirements("test", "tensorboard").items():
+    for name, requirement in requirements("test", *EXTRAS).items():
         if name in {"torch", "lt-lightning"}:
             continue
         (bound,) = (part for part in requirement.specifier if part.operator in {">=", "=="})
