@@ -21,7 +21,6 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies.launchers import subprocess_script as launching
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
-import __main__
 from lt_lightning import processes
 
 rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
