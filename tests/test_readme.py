@@ -32,7 +32,7 @@ class Data(L.LightningDataModule):
 def test_the_code_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"L": L, "make_model": Tiny, "MyModule": Tiny, "datamodule": Data(), "cfg": composed()}
-    four, two_more, _, application, _, use, extend = BLOCKS
+    four, two_more, _, application, _, _, use, extend = BLOCKS
     exec(four.replace("max_epochs=20", "max_epochs=2") + two_more, names)
     rows = read_records(Path("runs/mine/records.csv"))
     assert [row["round"] for row in rows] == list(range(11))
@@ -51,7 +51,7 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
 def test_the_ways_to_choose_what_is_pruned():
     layers = {"hidden1": nn.Linear(40, 40), "embedding": nn.Embedding(4, 40), "head": nn.Linear(40, 4)}
     found = {}
-    for line in re.findall(r"^prunable=.*", BLOCKS[4], re.MULTILINE):
+    for line in re.findall(r"^prunable=.*", BLOCKS[5], re.MULTILINE):
         exec("from lt_lightning import layer_weights\n" + line, names := {})
         found[line.split(" ")[0]] = set(find_prunable(nn.ModuleDict(layers), names["prunable"]))
     assert found == {
