@@ -6,6 +6,7 @@ job, a sweep's next one finds the environment and the settings of torch as this 
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -28,7 +29,8 @@ rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
 _GRACE = 20.0
 """Seconds that a process is given to end by itself."""
 
-_NOT_FOR_CHILDREN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
+_OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
+_NOT_FOR_CHILDREN = (*_OF_THE_SWEEP, "hydra.run")
 """Beginnings of overrides that are about the sweep or the directory, not the job."""
 
 
@@ -60,6 +62,17 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
             stack.enter_context(patch.object(launching, name, replacement))
         _take_rank_from_submitit()
         yield
+
+
+def command(script: str | os.PathLike[str]) -> str:
+    """What to type, in the same directory, to run the job at hand again, alone: with it an interrupted run goes on.
+
+    Args:
+        script: the file of the application, `__file__` there.
+    """
+    hydra = HydraConfig.get()
+    own = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    return shlex.join(["python", os.path.relpath(script), *hydra.overrides.task, *own])
 
 
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
