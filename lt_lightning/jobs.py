@@ -5,19 +5,25 @@ whole sweep again, or the worker of a launcher; here it is the one job, in the d
 job, a sweep's next one finds the environment and the settings of torch as this one has found them.
 """
 
+import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script as launching
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 
@@ -27,6 +33,9 @@ rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
 
 _GRACE = 20.0
 """Seconds that a process is given to end by itself."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that Lightning or a ticket listens to while it trains."""
 
 _NOT_FOR_CHILDREN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
 """Beginnings of overrides that are about the sweep or the directory, not the job."""
@@ -49,6 +58,7 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
     """
     children: list[subprocess.Popen[Any]] = []
     with ExitStack() as stack:
+        stack.enter_context(_told())
         stack.enter_context(_as_before())
         stack.enter_context(_ended(children))
         # Lightning asks for none of these; the names are private, and held by tests/test_jobs.py.
@@ -59,7 +69,13 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
         for name, replacement in replacements.items():
             stack.enter_context(patch.object(launching, name, replacement))
         _take_rank_from_submitit()
+        _allow_workers()
         yield
+
+
+def cluster() -> list[SLURMEnvironment]:
+    """Plugins for the Trainer of a job: on Slurm, Lightning leaves it to submitit and Slurm to requeue the job."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
@@ -96,6 +112,26 @@ def _take_rank_from_submitit() -> None:
         rank_zero_only.rank = int(os.environ["RANK"])  # found when Lightning was imported
 
 
+def _allow_workers() -> None:
+    """Let the data loaders of a job that a worker of joblib runs start workers of their own.
+
+    Its processes are spawned, so that a loader's worker would import a main module that is not the application's.
+    """
+    if type(multiprocessing.current_process()).__module__.startswith("joblib."):
+        multiprocessing.set_start_method("fork", force=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print the error of a sweep's job when and where it happens: no launcher does, and some lose the trace."""
+    try:
+        yield
+    except Exception:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            traceback.print_exc()
+        raise
+
+
 @contextmanager
 def _ended(children: list[subprocess.Popen[Any]]) -> Iterator[None]:
     """Let the other processes end with the block, and the block with them.
@@ -130,7 +166,7 @@ def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None
                 return
             for child in children:
                 child.kill()
-            os.kill(os.getpid(), SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -140,6 +176,9 @@ def _as_before() -> Iterator[None]:
     threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    anomaly, start_method = torch.is_anomaly_enabled(), multiprocessing.get_start_method(allow_none=True)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -151,6 +190,14 @@ def _as_before() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.autograd.set_detect_anomaly(anomaly)
+        multiprocessing.set_start_method(start_method, force=True)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         _finish_wandb()
 
 
