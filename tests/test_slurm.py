@@ -1,0 +1,123 @@
+"""Sweeps on a cluster: a real Slurm on this machine, joblib and Ray. Whatever happens on the way, the same records."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import cluster
+import pytest
+from cluster import finished, rows, train, trained, wait_for
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(cluster.MISSING), reason=f"not installed: {cluster.MISSING}; see system_packages in .ci/run"
+    ),
+]
+
+EPOCHS = 3
+SHORT = [f"trainer.max_epochs={EPOCHS}", "prune.rounds=1", "prune.controls=[reinit]", "prune.every=1 epoch"]
+SEEDS = "seed=0,1,2,3,4,5,6,7"
+SLURM = ["launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    with cluster.slurm(tmp_path_factory.mktemp("slurm")) as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """What the sweep leaves on one machine, job after job."""
+    root = tmp_path_factory.mktemp("local")
+    finished(train(*SHORT, SEEDS, f"hydra.sweep.dir={root}"))
+    return rows(root)
+
+
+def of_seed(root, seed):
+    """The run directory of a seed, when there is one."""
+    return next(root.glob(f"default/*/seed={seed}"), None)
+
+
+def begun_again(root):
+    """Fits, and how many epochs were begun beyond those that they have, of all runs below."""
+    return {
+        f"{run.name}/{fit}": count - EPOCHS
+        for run in root.glob("default/*/seed=*")
+        for fit, count in trained(run).items()
+        if count != EPOCHS
+    }
+
+
+def job_of(env, process):
+    """The id of the Slurm job that a process belongs to."""
+    variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+    return next(each.partition("=")[2] for each in variables if each.startswith("SLURM_JOB_ID="))
+
+
+def started(root, seed):
+    return lambda: (run := of_seed(root, seed)) and cluster.process_of(run)
+
+
+def test_a_sweep_is_killed_requeued_and_preempted_and_has_the_records_of_a_quiet_one(tmp_path, env, local):
+    command = [*SHORT, SEEDS, f"hydra.sweep.dir={tmp_path}", *SLURM, "hydra.launcher.partition=low"]
+    sweep = train(*command, env=env, LINGER="2")
+    os.kill(wait_for(started(tmp_path, 0)), signal.SIGKILL)
+    requeued = job_of(env, wait_for(started(tmp_path, 1)))
+    subprocess.run(["scontrol", "requeue", requeued], env=env, check=True)
+    preempted = job_of(env, wait_for(started(tmp_path, 2)))
+    node = re.search(r" NodeList=(\S+)", shown(env, preempted))[1]
+    urgent = ["sbatch", "-p", "main", "-w", node, "--exclusive", "--time=1", "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(urgent, env=env, check=True)
+    printed = finished(sweep, code=1)
+    assert "1 job of this sweep failed" in printed
+    assert re.search(r"seed=0\n    UncompletedJobError: .+\n    python train.py --multirun .*seed=0", printed)
+    assert "Restarts=0" not in shown(env, requeued)
+    assert "Restarts=0" not in shown(env, preempted)
+    assert set(rows(tmp_path)) >= {name for name in local if "seed=0" not in name}
+    finished(train(*command, env=env))
+    assert rows(tmp_path) == local
+    again = begun_again(tmp_path)
+    assert all(count == 1 for count in again.values()), again
+    assert any(name.startswith("seed=0/") for name in again)
+
+
+def shown(env, job):
+    """What Slurm tells of a job."""
+    return subprocess.run(["scontrol", "-o", "show", "job", job], env=env, capture_output=True, text=True).stdout
+
+
+def test_a_job_that_meets_its_time_limit_goes_on_in_the_next_start(tmp_path, env, local):
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15"]
+    sweep = train(*SHORT, "seed=7", f"hydra.sweep.dir={tmp_path}", *SLURM, *limit, env=env, LINGER="7")
+    job = job_of(env, wait_for(started(tmp_path, 7)))
+    finished(sweep)
+    assert "Restarts=1" in shown(env, job)
+    assert "this job is timed-out" in "".join(file.read_text() for file in tmp_path.glob(".submitit/*/*.err"))
+    assert rows(tmp_path) == {name: found for name, found in local.items() if "seed=7" in name}
+    assert begun_again(tmp_path) == {}, "the step at hand was saved"
+
+
+def test_a_job_of_two_nodes_has_the_records_of_two_processes(tmp_path, env):
+    ddp = [*SHORT, "seed=0", "trainer=ddp_cpu2"]
+    finished(train(*ddp, f"hydra.sweep.dir={tmp_path / 'here'}"))
+    nodes = ["trainer.devices=1", "trainer.num_nodes=2"]
+    finished(train(*ddp, *nodes, f"hydra.sweep.dir={tmp_path / 'there'}", *SLURM, env=env))
+    assert rows(tmp_path / "there") == rows(tmp_path / "here")
+
+
+def test_jobs_of_joblib_have_the_records_of_one_process(tmp_path, local):
+    finished(train(*SHORT, SEEDS, f"hydra.sweep.dir={tmp_path}", "launcher=joblib", "hydra.launcher.n_jobs=2"))
+    assert rows(tmp_path) == local
+
+
+def test_jobs_of_ray_have_the_records_of_one_process(tmp_path, local):
+    if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        pytest.skip('not installed: pip install "lt-lightning[ray]"')
+    finished(train(*SHORT, SEEDS, f"hydra.sweep.dir={tmp_path}", "launcher=ray"))
+    assert rows(tmp_path) == local
