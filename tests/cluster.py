@@ -25,7 +25,9 @@ class Watch(L.Callback):
 
     def on_train_epoch_start(self, trainer, *_):
         if trainer.is_global_zero:
-            with open(Path(trainer.default_root_dir) / "epochs.txt", "a") as file:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(exist_ok=True)
+            with open(folder / "epochs.txt", "a") as file:
                 file.write(f"{trainer.current_epoch}\n")
         if "SLURM_RESTART_COUNT" not in os.environ:
             sleep(float(os.environ.get("LINGER", "0")))
@@ -73,11 +75,11 @@ def ports(nodes):
     raise AssertionError("no free ports")
 
 
-def train(*overrides, env=None, **more):
+def train(*overrides, env=None, out=subprocess.PIPE, **more):
     """Start `train.py` as a user does; one sweep."""
     command = [sys.executable, "train.py", "--multirun", "logger=csv", WATCHED, *overrides]
     env = (env or os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}) | more
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=out, stderr=subprocess.STDOUT)
 
 
 def finished(process, code=0, seconds=300):
@@ -103,7 +105,7 @@ def process_of(run):
     return int(found[1]) if found and any(run.rglob("last.ckpt")) else None
 
 
-def running(env):
-    """Run directory's seed → the id of the Slurm job, of those that run."""
-    told = subprocess.run(["squeue", "-h", "-t", "R", "-o", "%i"], env=env, capture_output=True, text=True, check=True)
-    return told.stdout.split()
+def variable(process, name):
+    """An environment variable of a process."""
+    found = Path(f"/proc/{process}/environ").read_text().split("\0")
+    return next(each.partition("=")[2] for each in found if each.startswith(f"{name}="))

@@ -5,11 +5,10 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 
 import cluster
 import pytest
-from cluster import finished, rows, train, trained, wait_for
+from cluster import finished, rows, train, trained, variable, wait_for
 
 pytestmark = [
     pytest.mark.slurm,
@@ -54,32 +53,28 @@ def begun_again(root):
     }
 
 
-def job_of(env, process):
-    """The id of the Slurm job that a process belongs to."""
-    variables = Path(f"/proc/{process}/environ").read_text().split("\0")
-    return next(each.partition("=")[2] for each in variables if each.startswith("SLURM_JOB_ID="))
-
-
 def started(root, seed):
     return lambda: (run := of_seed(root, seed)) and cluster.process_of(run)
 
 
-def test_a_sweep_is_killed_requeued_and_preempted_and_has_the_records_of_a_quiet_one(tmp_path, env, local):
+def test_a_sweep_is_killed_requeued_preempted_and_cancelled_and_has_the_records_of_a_quiet_one(tmp_path, env, local):
     command = [*SHORT, SEEDS, f"hydra.sweep.dir={tmp_path}", *SLURM, "hydra.launcher.partition=low"]
     sweep = train(*command, env=env, LINGER="2")
-    os.kill(wait_for(started(tmp_path, 0)), signal.SIGKILL)
-    requeued = job_of(env, wait_for(started(tmp_path, 1)))
+    killed = variable(process := wait_for(started(tmp_path, 0)), "SLURM_JOB_ID")
+    os.kill(process, signal.SIGKILL)
+    requeued = variable(wait_for(started(tmp_path, 1)), "SLURM_JOB_ID")
     subprocess.run(["scontrol", "requeue", requeued], env=env, check=True)
-    preempted = job_of(env, wait_for(started(tmp_path, 2)))
+    preempted = variable(wait_for(started(tmp_path, 2)), "SLURM_JOB_ID")
     node = re.search(r" NodeList=(\S+)", shown(env, preempted))[1]
     urgent = ["sbatch", "-p", "main", "-w", node, "--exclusive", "--time=1", "-o", "/dev/null", "--wrap", "sleep 1"]
     subprocess.run(urgent, env=env, check=True)
+    cancelled = variable(wait_for(started(tmp_path, 3)), "SLURM_JOB_ID")
+    subprocess.run(["scancel", cancelled], env=env, check=True)
     printed = finished(sweep, code=1)
     assert "1 job of this sweep failed" in printed
-    assert re.search(r"seed=0\n    UncompletedJobError: .+\n    python train.py --multirun .*seed=0", printed)
-    assert "Restarts=0" not in shown(env, requeued)
-    assert "Restarts=0" not in shown(env, preempted)
-    assert set(rows(tmp_path)) >= {name for name in local if "seed=0" not in name}
+    assert re.search(r"seed=3\n    UncompletedJobError: .+\n    python train.py --multirun .*seed=3", printed)
+    assert all("Restarts=0" not in shown(env, job) for job in (killed, requeued, preempted))
+    assert set(rows(tmp_path)) >= {name for name in local if "seed=3" not in name}
     finished(train(*command, env=env))
     assert rows(tmp_path) == local
     again = begun_again(tmp_path)
@@ -95,7 +90,7 @@ def shown(env, job):
 def test_a_job_that_meets_its_time_limit_goes_on_in_the_next_start(tmp_path, env, local):
     limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15"]
     sweep = train(*SHORT, "seed=7", f"hydra.sweep.dir={tmp_path}", *SLURM, *limit, env=env, LINGER="7")
-    job = job_of(env, wait_for(started(tmp_path, 7)))
+    job = variable(wait_for(started(tmp_path, 7)), "SLURM_JOB_ID")
     finished(sweep)
     assert "Restarts=1" in shown(env, job)
     assert "this job is timed-out" in "".join(file.read_text() for file in tmp_path.glob(".submitit/*/*.err"))
