@@ -22,6 +22,7 @@ from lt_lightning.sweeps import every_job
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+warnings.filterwarnings("ignore", message="The `srun` command is available")  # on a cluster's login node
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -127,7 +127,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             traceback.print_exc()
         raise
 
