@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from time import monotonic, sleep
 
+import joblib
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lt_lightning import jobs
 from lt_lightning.records import read_records
@@ -124,6 +126,17 @@ def test_ctrl_c_ends_both_processes_and_the_same_command_goes_on(tmp_path):
         os.killpg(process.pid, 0)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
     assert len(rows(tmp_path / "run")[0]) == 3
+
+
+def summed_by_workers():
+    """A sum over what two workers of a data loader bring, in a job."""
+    with jobs.job(__file__):
+        return sum(int(batch.sum()) for batch in DataLoader(torch.arange(100), 10, num_workers=2))
+
+
+@slow
+def test_loaders_have_workers_in_a_job_of_joblib():
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(summed_by_workers)() for _ in range(4)) == [4950] * 4
 
 
 def change_everything():
