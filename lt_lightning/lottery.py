@@ -44,6 +44,7 @@ def lottery(
     scope: Scope = globally,
     rewind: Rewind = to_point,
     rewind_step: int | str = 0,
+    points: Sequence[int | str] = (),
     controls: Sequence[Control | str] = (),
     prunable: Prunable | None = None,
     monitor: str | None = "val/loss",
@@ -70,6 +71,7 @@ def lottery(
         scope: which weights compete.
         rewind: what each round starts from.
         rewind_step: when the rewind point is taken in round 0: steps (500, "500 steps") or epochs ("2 epochs").
+        points: further moments of round 0 at which a rewind point is saved, for other runs to start from.
         controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
             or names of ours. May grow.
         prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
@@ -110,6 +112,7 @@ def lottery(
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
+        points=tuple(parse_step(each, "points") for each in _listed(points)),
         controls=tuple(named(c) if isinstance(c, str) else c for c in _listed(controls)),
         prunable=layer_weights if prunable is None else _listed(prunable),
         monitor=monitor,

@@ -38,6 +38,7 @@ class Plan:
     scope: Scope
     rewind: Rewind
     rewind_step: RewindStep
+    points: tuple[RewindStep, ...]
     controls: tuple[Control, ...]
     prunable: Prunable
     monitor: str | None

@@ -1,4 +1,4 @@
-"""When a rewind point is due: always at step 0, and at the step or epoch that the plan asks for."""
+"""When a rewind point is due: always at step 0, and at the steps or epochs that the plan asks for."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from lt_lightning.plan import Plan
+from lt_lightning.rewinds import RewindStep
 from lt_lightning.twins import twins
 
 
@@ -37,8 +38,16 @@ def reached(trainer: L.Trainer, plan: Plan, epochs: int) -> bool:
 
 def due(trainer: L.Trainer, plan: Plan, epochs: int, awaited: bool) -> Path | None:
     """Where the point of this moment belongs; None if none is due. `awaited`: there is no rewind point yet."""
-    wanted = awaited and reached(trainer, plan, epochs)
-    return plan.directory.point(trainer.global_step) if wanted or trainer.global_step == 0 else None
+    wanted = (
+        trainer.global_step == 0 or bool(named(trainer, plan, epochs)) or (awaited and reached(trainer, plan, epochs))
+    )
+    return plan.directory.point(trainer.global_step) if wanted else None
+
+
+def named(trainer: L.Trainer, plan: Plan, epochs: int) -> list[RewindStep]:
+    """The further points of the plan that this moment is, after `epochs` finished epochs."""
+    here = {"steps": trainer.global_step, "epochs": epochs}
+    return [each for each in plan.points if each.count == here[each.unit] and each.count > 0]
 
 
 def averaging_keys(trainer: L.Trainer) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from lt_lightning import parts
 from lt_lightning.atomic import sync_directory, write_text
 from lt_lightning.checksum import digest
+from lt_lightning.rewinds import RewindStep
 
 TICKET = "ticket"
 NEXT = "next"
@@ -92,13 +93,21 @@ class RunDirectory:
         rows = [arm.read_done()["record"] for arm in arms if arm.is_done_whole()]
         return sorted(rows, key=lambda row: (row["round"], row["arm"] != TICKET, row["arm"]))
 
+    def named_point(self, step: RewindStep) -> Path:
+        """The point after so many steps or epochs; after epochs it is a link to that of a step."""
+        return self.point(step.count) if step.unit == "steps" else self.point(0).with_name(f"epoch-{step.count}.ckpt")
+
     def link_rewind_point(self, point: Path) -> None:
         """Point `rewind.ckpt` at one of the points, atomically."""
-        staged = self.path / ".rewind.partial"
+        self.link_point(point, self.rewind_point)
+
+    def link_point(self, point: Path, link: Path) -> None:
+        """Point a link at one of the points, atomically."""
+        staged = link.with_name(f".{link.name}.partial")
         staged.unlink(missing_ok=True)
-        staged.symlink_to(point.relative_to(self.path))
-        os.replace(staged, self.rewind_point)
-        sync_directory(self.path)
+        staged.symlink_to(os.path.relpath(point, link.parent))
+        os.replace(staged, link)
+        sync_directory(link.parent)
 
     def promote_next(self, round: int) -> None:
         """Give the ticket that was found after the last round its own directory, now that the run is longer."""

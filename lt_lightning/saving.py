@@ -113,7 +113,7 @@ class Saving:
         return self._trim is checkpoints.trim_weights
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        point = points.due(trainer, self._plan, 0, self._awaits_point) if self._awaits_point else None
+        point = points.due(trainer, self._plan, 0, self._awaits_point) if self._makes_points else None
         return point is not None or self._last_is_due(trainer)
 
     def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
@@ -146,7 +146,7 @@ class Saving:
         The end of the fit is left to `save_end`: in a restarted fit the hooks of the last epoch's and of training's end
         would not run.
         """
-        if self._awaits_point:
+        if self._makes_points:
             self._save_point_if_due(trainer, epochs)
         if not position.is_over(trainer):
             if self._last_is_due(trainer, epochs):
@@ -162,7 +162,10 @@ class Saving:
             kept = [self._key, *points.averaging_keys(trainer)]
             self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
             checkpoints.require_readable(path)
-        if points.reached(trainer, self._plan, epochs):
+        for named in points.named(trainer, self._plan, epochs):
+            if trainer.is_global_zero and named.unit == "epochs":
+                self._plan.directory.link_point(path, self._plan.directory.named_point(named))
+        if self._awaits_point and points.reached(trainer, self._plan, epochs):
             if trainer.is_global_zero:
                 self._plan.directory.link_rewind_point(path)
             self._awaits_point = False
