@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lt_lightning import parts
-from lt_lightning.atomic import sync_directory, write_text
+from lt_lightning.atomic import sync_directory, take_place, write_text
 from lt_lightning.checksum import digest
 
 TICKET = "ticket"
@@ -107,7 +107,7 @@ class RunDirectory:
         if not self.arm(round).ticket.exists() and staged.exists():
             target.mkdir(parents=True, exist_ok=True)
             for file in sorted(staged.iterdir(), key=lambda file: file.name == "ticket.safetensors"):
-                os.replace(file, target / file.name)
+                take_place(file, target / file.name)
             staged.rmdir()
             sync_directory(target)
 

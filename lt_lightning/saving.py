@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_lightning import checkpoints, epoch_metrics, moments, points, position
 from lt_lightning.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
-from lt_lightning.processes import broadcast, gather
+from lt_lightning.processes import broadcast, gather, wait
 from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import share_buffers
 from lt_lightning.strategies import is_sharded
@@ -165,6 +165,7 @@ class Saving:
         if points.reached(trainer, self._plan, epochs):
             if trainer.is_global_zero:
                 self._plan.directory.link_rewind_point(path)
+            wait()  # others look at it when the fit ends, which may be now
             self._awaits_point = False
             trainer.should_stop = trainer.should_stop or not self._plan.dense
 

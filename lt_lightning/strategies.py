@@ -1,7 +1,9 @@
 """Which of Lightning's strategies a ticket trains under, and what is to be said of the others."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -25,7 +27,7 @@ def is_sharded(strategy: Any) -> bool:
     return isinstance(strategy, twins(ModelParallelStrategy))
 
 
-def check(strategy: Any) -> None:
+def check(strategy: Any, callbacks: Iterable[Any] = ()) -> None:
     """Raise a ValueError for a strategy under which a ticket would not be exact, or was never seen to be."""
     name = type(strategy).__name__
     if isinstance(strategy, twins(FSDPStrategy)):
@@ -45,6 +47,8 @@ def check(strategy: Any) -> None:
             f"{name}(save_distributed_checkpoint=False) gathers the whole model in one process for every checkpoint: "
             "leave that argument out."
         )
+    if is_sharded(strategy) and any(isinstance(each, twins(WeightAveraging)) for each in callbacks):
+        raise ValueError(f"WeightAveraging copies the whole model, which {name} has in parts: leave it out.")
     if not isinstance(strategy, twins(SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
         raise ValueError(
             f'{name} was not tested with tickets. Pass strategy="auto", strategy="ddp" or a ModelParallelStrategy.'

@@ -121,7 +121,7 @@ class Ticket(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
-        strategies.check(trainer.strategy)
+        strategies.check(trainer.strategy, trainer.callbacks)  # type: ignore[attr-defined]
         end_at_exit()
         loading.adapt(trainer)
         if stage != "fit":
@@ -153,7 +153,8 @@ class Ticket(Callback):
 
     def _require_agreement(self) -> None:
         """Raise a RuntimeError, on all processes, if they are about to fit different tickets."""
-        said = gather(f"{self.name} from {self.ckpt_path or 'a fresh model'}")
+        place = f"{self.files.path.resolve()} of {self.plan.rounds} rounds, configuration {self.plan.fingerprint}"
+        said = gather(f"{self.name} from {self.ckpt_path or 'a fresh model'} in {place}")
         if len(set(said)) > 1:
             fits = "; ".join(f"process {rank}: {fit}" for rank, fit in enumerate(said))
             raise RuntimeError(
@@ -204,6 +205,7 @@ class Ticket(Callback):
             self._masks = {name: sharded.spread(self._masks[name], each) for name, each in parameters.items()}
         elif not self._masks:
             self._masks = all_kept(parameters)
+        self._density = density(self._masks)  # here, where all processes are: counting needs them
 
     def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
         parameters = find_prunable(pl_module, self.plan.prunable)
@@ -335,7 +337,7 @@ class Ticket(Callback):
                 f"{self.name} trained 0 steps: the Trainer stopped at step {trainer.global_step}, where it started. "
                 "Look at its max_steps, max_epochs and limit_train_batches."
             )
-        if self._makes_points and not self.plan.directory.rewind_point.exists():
+        if self._makes_points and not broadcast(self.plan.directory.rewind_point.exists()):
             raise RuntimeError(
                 f"the rewind point at {self.plan.rewind_step} was never reached: round 0 ended after "
                 f"{trainer.global_step} steps. Choose a smaller rewind_step."
