@@ -1,5 +1,6 @@
 """Find winning tickets: `python train.py prune=iterative`. `python train.py --help` tells the rest."""
 
+import os
 import sys
 import warnings
 from functools import partial
@@ -38,7 +39,9 @@ def main(cfg: DictConfig) -> None:
 def train(cfg: DictConfig, directory: str) -> None:
     """One run in its directory; with `prune.dry_run` only the table of what would be pruned."""
     config = OmegaConf.to_container(cfg, resolve=True)
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning gives each of several processes its share
     data = None if cfg.prune.dry_run else instantiate(cfg.data)
     make_model = partial(instantiate, cfg.model)
     tickets = instantiate(cfg.prune)(make_model, directory=directory, seed=cfg.seed, config=config)

@@ -6,20 +6,23 @@ job, a sweep's next one finds the environment and the settings of torch as this 
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from signal import SIGKILL
+from time import monotonic
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch.strategies.launchers import subprocess_script as launching
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
+from omegaconf import OmegaConf
 
 from lt_lightning import processes
 
@@ -27,6 +30,9 @@ rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
 
 _GRACE = 20.0
 """Seconds that a process is given to end by itself."""
+
+_LAST_WORDS = 10.0
+"""Seconds that the other processes of a job that failed are given to say why: it may be the error of one of them."""
 
 _NOT_FOR_CHILDREN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
 """Beginnings of overrides that are about the sweep or the directory, not the job."""
@@ -56,29 +62,68 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
             "_hydra_subprocess_cmd": lambda local_rank: _command_of_child(script),
             "_launch_process_observer": children.extend,
         }
-        for name, replacement in replacements.items():
-            stack.enter_context(patch.object(launching, name, replacement))
+        for module in _launching():
+            for name, replacement in replacements.items():
+                stack.enter_context(patch.object(module, name, replacement))
+            launcher = module._SubprocessScriptLauncher
+            starts = _deaf_to_ctrl_c(launcher._call_children_scripts)
+            stack.enter_context(patch.object(launcher, "_call_children_scripts", starts))
         _take_rank_from_submitit()
         yield
 
 
+def _launching() -> list[Any]:
+    """The modules that start processes: of `lightning`, and of `pytorch_lightning` if the project imported that."""
+    other = sys.modules.get(launching.__name__.replace("lightning.pytorch", "pytorch_lightning"))
+    return [launching, *([other] if other else [])]
+
+
+def _deaf_to_ctrl_c(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Start processes that Ctrl-C does not reach, though the terminal sends it to all: the first process ends them.
+
+    One that ended while it still imports would leave the first waiting for it.
+    """
+
+    def starts(launcher: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return start(launcher)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            start(launcher)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return starts
+
+
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
     """The command of another process of this job, and where it runs."""
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     main = sys.modules["__main__"]
     spec = main.__spec__
     is_main = Path(getattr(main, "__file__", None) or "").resolve() == Path(script).resolve()
     program = ["-m", spec.name] if is_main and spec is not None else [str(Path(script).resolve())]
     settings = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_NOT_FOR_CHILDREN)]
-    directory = hydra.runtime.output_dir.replace("\\", "\\\\").replace("'", "\\'")
-    own = ["hydra.mode=RUN", f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+    own = ["hydra.mode=RUN", f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    known = [key for key in ("id", "num") if not OmegaConf.is_missing(hydra.job, key)]  # in a sweep
+    own += [f"hydra.job.{key}={_quoted(hydra.job[key])}" for key in known]
     command = [sys.executable, *program, *_config_flags(hydra), *hydra.overrides.task, *settings, *own]
     return command, hydra.runtime.cwd
 
 
+def _quoted(value: str | int) -> str:
+    """A value as Hydra reads it back, whatever characters are in it.
+
+    >>> print(_quoted(3), _quoted("runs/a=[1],b's"))
+    3 'runs/a=[1],b\\'s'
+    """
+    return str(value) if isinstance(value, int) else QuotedString(value, Quote.single).with_quotes()
+
+
 def _config_flags(hydra: Any) -> Iterator[str]:
     """Where the job's configuration lies: the first process may have been told on its command line."""
-    yield from ("--config-name", hydra.job.config_name)
+    if hydra.job.config_name is not None:
+        yield from ("--config-name", hydra.job.config_name)
     for source in hydra.runtime.config_sources:
         path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
         if source.provider == "main" and source.path:
@@ -92,7 +137,8 @@ def _take_rank_from_submitit() -> None:
     if int(os.environ.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1 and "SLURM_PROCID" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        os.environ.pop("MASTER_PORT", None)  # whatever the user's shell says: jobs side by side need one each
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         rank_zero_only.rank = int(os.environ["RANK"])  # found when Lightning was imported
 
 
@@ -107,19 +153,28 @@ def _ended(children: list[subprocess.Popen[Any]]) -> Iterator[None]:
     threading.Thread(target=_watch, args=(children, over), daemon=True).start()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        over.set()
+        if isinstance(error, Exception):  # rather than Ctrl-C
+            _await(children, _LAST_WORDS)
         for child in children:
             child.terminate()
         raise
     finally:
         over.set()
         processes.end()
+        _await(children, _GRACE)
         for child in children:
-            try:
-                child.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            child.kill()
+            child.wait()
+
+
+def _await(children: list[subprocess.Popen[Any]], seconds: float) -> None:
+    """Wait until all processes have ended, but not longer than that."""
+    deadline = monotonic() + seconds
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - monotonic()))
 
 
 def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None:
@@ -130,7 +185,7 @@ def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None
                 return
             for child in children:
                 child.kill()
-            os.kill(os.getpid(), SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from time import monotonic, sleep
 
+import lightning as L
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lt_lightning import jobs
 from lt_lightning.records import read_records
@@ -138,3 +140,93 @@ def test_a_job_leaves_its_process_as_it_was():
         change_everything()
     assert (dict(os.environ), torch.are_deterministic_algorithms_enabled()) == before
     assert torch.get_num_threads() == 1
+
+
+APP = """
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lt_lightning.jobs import job
+
+
+class Fails(L.Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank == 1:
+            raise ValueError("the second process says why")
+
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg):
+    with job(__file__):
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        callbacks = [Fails()] if cfg.fails else []
+        trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=2, callbacks=callbacks, **options)
+        trainer.fit(BoringModel())
+        number = HydraConfig.get().job.get("num")
+        Path(f"rank-{trainer.global_rank}").write_text(f"{cfg.job} of {number}")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def app(tmp_path, *overrides, code=0):
+    """Run an application of somebody's own that has no configuration file; what it printed."""
+    (tmp_path / "app.py").write_text(APP)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "app.py", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@slow
+def test_both_processes_of_a_sweeps_job_have_one_configuration(tmp_path):
+    app(tmp_path, "--multirun", "+fails=false", "+job=a,b")
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["b of 1", "b of 1"]
+
+
+@slow
+def test_an_error_in_the_other_process_is_told_and_ends_both(tmp_path):
+    printed = app(tmp_path, "+fails=true", "+job=a", code=1)
+    assert "ValueError: the second process says why" in printed
+
+
+@slow
+def test_a_port_in_the_users_shell_does_not_keep_tasks_of_submitit_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]
+    train("trainer=ddp_cpu2", "seed=0,1", f"hydra.sweep.dir={tmp_path}", *launcher, multirun=True)
+    assert sorted(rows(tmp_path)) == [0, 1]
+
+
+class Threads(L.Callback):
+    def on_train_start(self, trainer, *_):
+        print(f"process {trainer.global_rank} has {torch.get_num_threads()} threads")
+
+
+@slow
+def test_each_of_several_processes_has_the_threads_that_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    callback = "+callbacks.threads._target_=test_jobs.Threads"
+    printed = train("trainer=ddp_cpu2", "threads=3", callback, f"hydra.run.dir={tmp_path}", "prune.rounds=0")
+    assert "process 0 has 3 threads" in printed
+    assert "process 1 has 3 threads" in printed
+
+
+@pytest.mark.parametrize("path", ["a", "a,b=[1]", "it's", "back\\slash", "end\\", "\\'", 'a b"c', "{x}: (y)"])
+def test_hydra_reads_a_quoted_path_back_as_it_was(path):
+    override = OverridesParser.create().parse_override(f"hydra.run.dir={jobs._quoted(path)}")
+    assert override.value() == path
+
+
+def test_processes_are_started_deaf_to_ctrl_c_and_this_one_hears_again():
+    heard, before = [], signal.getsignal(signal.SIGINT)
+    jobs._deaf_to_ctrl_c(lambda launcher: heard.append(signal.getsignal(signal.SIGINT)))(None)
+    assert heard == [signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) == before
