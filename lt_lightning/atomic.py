@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -76,14 +77,20 @@ def take_place(stage: Path, path: Path) -> None:
 
 def recover(root: Path) -> None:
     """Finish what a kill left half done below `root`: directories that stand aside come back, unfinished ones go."""
-    for old in list(root.rglob(".*.old")):
+    for old in _ours(root, "old"):
         path = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
         if path.exists():
             remove(old)
         else:
             os.replace(old, path)
-    for stage in list(root.rglob(".*.partial")):
+    for stage in _ours(root, "partial"):
         remove(stage)
+
+
+def _ours(root: Path, ending: str) -> list[Path]:
+    """What was staged or stands aside below a run directory, nothing of which a user would have named so."""
+    names = re.compile(rf"\.(.+\.(ckpt|safetensors|csv|yaml)|done|rewind)(\.[0-9a-f]{{8}})?\.{ending}")
+    return [path for path in root.rglob(f".*.{ending}") if names.fullmatch(path.name)]
 
 
 def remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Notices a Trainer without the ticket before it trains.
+"""Notices a Trainer without the ticket, or with a strategy that cannot be, before it trains.
 
 Lightning asks the model for callbacks before every fit, which is the last chance to see that the ticket is missing.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+
+from lt_lightning import strategies
 
 
 class Guard(Callback):
@@ -45,5 +47,6 @@ def take_off(model: L.LightningModule) -> None:
 
 
 def _with_guard(model: L.LightningModule, ticket: Any) -> list[Callback]:
+    strategies.check(model.trainer.strategy, model.trainer.callbacks)  # type: ignore[attr-defined]  # before any setup
     configured = type(model).configure_callbacks(model)
     return [*(configured if isinstance(configured, Sequence) else [configured]), Guard(ticket)]

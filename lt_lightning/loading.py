@@ -37,7 +37,7 @@ def _load(theirs: Callable[..., dict[str, Any]], path: Any, *arguments: Any, **o
 
 def _load_sharded(strategy: Any, path: Any, weights_only: bool | None = None) -> dict[str, Any]:
     """Load into the parts that this process holds; call on every process. Returns everything else."""
-    checkpoint = Checkpoint(Path(broadcast(path)))
+    checkpoint = Checkpoint(Path(broadcast(path)), mapped=True)
     module, content = strategy.model, dict(checkpoint)
     targets = get_model_state_dict(module)
     read_into(checkpoint, {name: target for name, target in targets.items() if isinstance(target, Tensor)})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,15 @@ def _make(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
         if configure and is_overridden("configure_model", module, L.LightningModule):
             module.configure_model()
         lazy.materialise(module)
+    if is_overridden("configure_model", module, L.LightningModule):
+        module.configure_model = partial(_configure_seeded, module, seed)
     return made
+
+
+def _configure_seeded(module: L.LightningModule, seed: int) -> None:
+    """Weights that a model draws in `configure_model`, when the Trainer calls it, are those of its seed too."""
+    with seeded(seed):
+        type(module).configure_model(module)
 
 
 def _finish(ticket: Ticket) -> None:

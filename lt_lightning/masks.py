@@ -75,6 +75,8 @@ def all_kept(weights: Weights) -> Masks:
 
 def kept(masks: Masks) -> int:
     """How many weights the masks keep; if any is sharded, all processes ask together."""
+    if not isinstance(masks, dict):  # masks on disk: one at a time is enough
+        return sum(int(mask.sum()) for mask in masks.values())
     return sharded.count(*masks.values())
 
 

@@ -88,7 +88,7 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     def read(path: Path) -> dict[str, Tensor]:
         if any_sharded(parameters):
             targets = {name: torch.empty_like(parameter.detach()) for name, parameter in parameters.items()}
-            read_into(Checkpoint(path), targets)
+            read_into(Checkpoint(path, mapped=True), targets)
             return targets
         state = {plain_name(name): value for name, value in model_state(Checkpoint(path)).items()}
         return {name: state[name] for name in parameters}

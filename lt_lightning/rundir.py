@@ -170,16 +170,17 @@ class Checkpoint(Mapping[str, Any]):
     Args:
         path: a file that `torch.load(weights_only=True)` reads, tensors are mapped to the CPU; or a directory, of which
             each tensor is read when it is asked for (see `parts.py`).
+        mapped: leave the tensors of a file on disk until they are used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, mapped: bool = False) -> None:
+        self.path, self._mapped = path, mapped
 
     @cached_property
     def _content(self) -> dict[str, Any]:
         if self.path.is_dir():
             return parts.read(self.path)
-        return torch.load(self.path, map_location="cpu", weights_only=True)
+        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
 
     def __getitem__(self, key: str) -> Any:
         return self._content[key]

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import (
     FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
+    XLAStrategy,
 )
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
@@ -39,8 +40,8 @@ def check(strategy: Any, callbacks: Iterable[Any] = ()) -> None:
         raise ValueError(f"{name} has partitions of its own, with which tickets were not tested. {_SHARDED_INSTEAD}")
     if isinstance(getattr(strategy, "launcher", None), twins(_MultiProcessingLauncher)):
         raise ValueError(
-            f"{name} starts processes that end with each fit, and with them what the ticket learned in it: pass "
-            'strategy="ddp" in a script, or one device in a notebook.'
+            f"this {name} spawns or forks processes (ddp_spawn, ddp_fork, ddp_notebook), which end with each fit, and "
+            'with them what the ticket learned in it: pass strategy="ddp" in a script, or one device in a notebook.'
         )
     if is_sharded(strategy) and not strategy._save_distributed_checkpoint:
         raise ValueError(
@@ -49,7 +50,8 @@ def check(strategy: Any, callbacks: Iterable[Any] = ()) -> None:
         )
     if is_sharded(strategy) and any(isinstance(each, twins(WeightAveraging)) for each in callbacks):
         raise ValueError(f"WeightAveraging copies the whole model, which {name} has in parts: leave it out.")
-    if not isinstance(strategy, twins(SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)):
+    tested = twins(SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+    if not isinstance(strategy, tested) or isinstance(strategy, twins(XLAStrategy)):
         raise ValueError(
             f'{name} was not tested with tickets. Pass strategy="auto", strategy="ddp" or a ModelParallelStrategy.'
         )

@@ -20,13 +20,14 @@ from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
-from lt_lightning.processes import broadcast, end_at_exit, gather
+from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
 from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
 from lt_lightning.records import Record
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
+from lt_lightning.ticketfile import TicketFile, tensors_of
 from lt_lightning.twins import twins
 
 
@@ -121,7 +122,6 @@ class Ticket(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
-        strategies.check(trainer.strategy, trainer.callbacks)  # type: ignore[attr-defined]
         end_at_exit()
         loading.adapt(trainer)
         if stage != "fit":
@@ -144,6 +144,7 @@ class Ticket(Callback):
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if trial and not self.plan.directory.is_scratch:
             scratch = self.plan.directory.scratch(create=trainer.is_global_zero)
+            wait()  # all look into it
             self.plan = replace(self.plan, directory=scratch)
             self._saving = self._make_saving()
         searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
@@ -223,10 +224,20 @@ class Ticket(Callback):
             trainer.strategy.lr_scheduler_configs = []
         self._enforcement.begin(trainer)
         self._return_to_position(trainer)
+        self._write_late_weights(pl_module)
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
         self._saving.begin(trainer)
+
+    def _write_late_weights(self, pl_module: L.LightningModule) -> None:
+        """A control's ticket has the weights that it starts from, also those that the Trainer has only now let draw."""
+        late = is_overridden("configure_model", pl_module, L.LightningModule)
+        fresh = self.arm != TICKET and self._start is None and not self._resuming
+        if late and fresh and (is_writer() or sharded.any_sharded(self.masks)):
+            state = tensors_of(pl_module.state_dict())
+            ticket = TicketFile(self.masks, state, self.round, self.arm, "fresh", self.plan.fingerprint)
+            ticket.write(self.files.ticket)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)

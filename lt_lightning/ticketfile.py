@@ -60,7 +60,7 @@ class TicketFile:
     def write(self, path: Path) -> None:
         """Write the file atomically, one tensor at a time.
 
-        If masks are sharded call it on every process: all put each mask together, and one writes.
+        If masks are sharded call it on every process: all put each tensor together, and one writes.
         """
         entries = sorted(self._entries(), key=lambda entry: (-entry.dtype.itemsize, entry.name))
         header = _header(entries, self._metadata())
@@ -82,10 +82,10 @@ class TicketFile:
         for name, mask in self.masks.items():
             size = -(-mask.numel() // 8)
             yield _Entry(f"mask/{name}", torch.uint8, [size], partial(_packed, mask))
-        for name in self.state if is_writer() else ():
+        for name in self.state:
             value = self.state.like(name) if isinstance(self.state, Stored) else self.state[name]
             if value is not None:
-                yield _Entry(f"state/{name}", value.dtype, list(value.shape), partial(self.state.__getitem__, name))
+                yield _Entry(f"state/{name}", value.dtype, list(value.shape), partial(_of_state, self.state, name))
 
     def _metadata(self) -> dict[str, str]:
         return {
@@ -106,7 +106,7 @@ class _Entry(NamedTuple):
     name: str
     dtype: torch.dtype
     shape: list[int]
-    make: Callable[[], Tensor]
+    make: Callable[[], Tensor | None]
 
 
 class StoredMasks(MutableMapping[str, Tensor]):
@@ -242,6 +242,11 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _packed(mask: Tensor) -> Tensor:
     return pack(whole(mask))
+
+
+def _of_state(state: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """A tensor of the state, whole; one on disk is read by the process that writes."""
+    return whole(state[name]) if is_writer() or not isinstance(state, Stored) else None
 
 
 def tensors_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:

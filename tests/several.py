@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -28,6 +29,10 @@ DEFAULTS = {
     "tensor_parallel": 1,
     "precision": "32-true",
     "norm": False,
+    "late": False,
+    "averaged": False,
+    "dense": True,
+    "seed": 0,
     "lr": 0.005,
     "rewind": "to_point",
     "criterion": "magnitude",
@@ -47,10 +52,17 @@ class Small(L.LightningModule):
     def __init__(self, settings):
         super().__init__()
         self.settings = settings
+        if not settings["late"]:
+            self.make_layers()
+
+    def make_layers(self):
+        settings = self.settings
         norm = nn.BatchNorm1d(26) if settings["norm"] else nn.Identity()
         self.first, self.norm, self.last = nn.Linear(64, 26), norm, nn.Linear(26, 10)
 
     def configure_model(self):
+        if self.settings["late"] and not hasattr(self, "first"):
+            self.make_layers()
         if self.device_mesh is None or is_sharded(self):
             return
         if self.device_mesh["tensor_parallel"].size() > 1:
@@ -115,7 +127,7 @@ def main(directory, settings):
         directory=directory,
         rewind_step="6 steps",
         **functions,
-        **{key: settings[key] for key in ("rounds", "every", "controls")},
+        **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "seed")},
     )
     data = Images(digits, shape=[1, 8, 8], num_classes=10, batch_size=32, val_size=200, seed=0, mean=[0.02], std=[0.02])
     for ticket in tickets:
@@ -130,7 +142,7 @@ def main(directory, settings):
             limit_train_batches=10,
             use_distributed_sampler=False,
             default_root_dir=ticket.directory,
-            callbacks=[ticket, watch],
+            callbacks=[*([EMAWeightAveraging()] if settings["averaged"] else []), ticket, watch],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -1,5 +1,6 @@
 """The same ticket on one process and on several: DDP, FSDP2, tensor parallel."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import sys
 import traceback
 from pathlib import Path
 
+import lightning as L
 import pytest
 import several
+import torch
 from killing import differences
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from lt_lightning import load_ticket
+from lt_lightning import load_ticket, strategies
 from lt_lightning.records import read_records
 from lt_lightning.rundir import Checkpoint
 
@@ -24,14 +28,20 @@ FSDP2 = {"strategy": "fsdp2", "devices": 2}
 slow = pytest.mark.slow
 
 
-def run(directory, settings=(), fails=False):
-    """Run the script in forks of this warmed process; what each said, by (rank, name of the fit)."""
+def run(directory, settings=(), fails=False, others=()):
+    """Run the script in forks of this warmed process; what each said, by (rank, name of the fit).
+
+    `others` are settings of all processes but the first.
+    """
     settings = several.DEFAULTS | dict(settings)
     log = directory.with_name("log")
     log.parent.mkdir(exist_ok=True)
     log.write_text("")
     port = free_port()
-    children = [start(rank, port, log, directory, settings) for rank in range(settings["devices"])]
+    children = [
+        start(rank, port, log, directory, settings | dict(others if rank else ()))
+        for rank in range(settings["devices"])
+    ]
     codes = [os.waitpid(child, 0)[1] for child in children]
     assert any(codes) == fails, log.read_text()[-3000:]
     return read_said(directory)
@@ -42,10 +52,12 @@ def start(rank, port, log, directory, settings):
     if child:
         return child
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for number, name in ((1, "stdout"), (2, "stderr")):  # of the process, and of Python, where pytest captures it
+        os.dup2(output, number)
+        setattr(sys, name, os.fdopen(number, "w", buffering=1))
     try:
-        signal.alarm(120)  # whoever waits for a process that died
+        faulthandler.dump_traceback_later(100, file=sys.stderr)  # where it hangs, if it does
+        signal.alarm(120)
         if settings["devices"] > 1:
             place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": settings["devices"]}
             os.environ |= {key: str(value) for key, value in place.items()}
@@ -257,6 +269,67 @@ def test_processes_that_lightning_or_torchrun_starts(tmp_path, single, command, 
     assert {rank for rank, _ in said} == {0, 1}
     assert_alike(tmp_path / "run", single[0], 0.02)
     assert launched(command, tmp_path / "run", settings) == {}
+
+
+# What is refused, and what is noticed
+
+
+def test_weight_averaging_under_fsdp2_is_refused(tmp_path):
+    run(tmp_path / "run", FSDP2 | {"averaged": True}, fails=True)
+    said = (tmp_path / "log").read_text()
+    assert "WeightAveraging copies the whole model, which ModelParallelStrategy has in parts: leave it out." in said
+
+
+def test_processes_with_other_arguments_are_noticed(tmp_path):
+    run(tmp_path / "run", DDP, others={"seed": 1}, fails=True)
+    assert "the processes do not agree on what comes next (process 0: round-00 from" in (tmp_path / "log").read_text()
+
+
+class Other:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (FSDPStrategy, "is the first FSDP"),
+        (DeepSpeedStrategy, "has partitions of its own"),
+        (XLAStrategy, "not tested"),
+    ],
+)
+def test_strategies_that_cannot_be_exact_are_refused(strategy, said):
+    with pytest.raises(ValueError, match=said):
+        strategies.check(object.__new__(strategy))
+
+
+def test_a_strategy_that_spawns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"ddp_spawn, ddp_fork, ddp_notebook"):
+        strategies.check(L.Trainer(strategy="ddp_spawn", devices=2, accelerator="cpu", logger=False).strategy)
+
+
+def test_a_gathered_checkpoint_is_refused():
+    strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+    with pytest.raises(ValueError, match="gathers the whole model in one process for every checkpoint"):
+        strategies.check(strategy)
+
+
+@pytest.mark.parametrize("settings", [{}, pytest.param(FSDP2, marks=slow)], ids=["one", "fsdp2"])
+def test_layers_that_the_trainer_lets_draw_are_drawn_from_the_seed(tmp_path, settings):
+    """A module may make its layers in configure_model: reinit draws others all the same, and its ticket has them."""
+    run(tmp_path / "late", settings | {"late": True, "rounds": 1})
+    run(tmp_path / "early", settings | {"rounds": 1})
+    ticket, control = (load_ticket(tmp_path / "late" / "round-01" / a / "ticket.safetensors") for a in ("", "reinit"))
+    assert control.state.keys() == ticket.state.keys()
+    assert not torch.equal(control.state["first.weight"], ticket.state["first.weight"])
+    assert rows(tmp_path / "late") == rows(tmp_path / "early"), "the same weights as of a module that draws at once"
+
+
+@slow
+@pytest.mark.parametrize("settings", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_round_0_may_end_at_the_rewind_point(tmp_path, settings):
+    said = run(tmp_path / "run", settings | {"dense": False, "rounds": 1, "criterion": "random"})
+    assert [row["steps"] for row in rows(tmp_path / "run")] == [6, 20, 20]
+    masks(said)
 
 
 # Ticket files
