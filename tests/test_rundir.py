@@ -190,7 +190,7 @@ def test_a_checkpoint_is_read_when_first_looked_into_and_once(tmp_path, monkeypa
     there = Checkpoint(tmp_path / "there.ckpt")
     assert reads == []
     assert (there["epoch"], list(there), len(there), "loops" in there) == (3, ["state_dict", "epoch"], 2, False)
-    assert reads == [{"map_location": "cpu", "weights_only": True}]
+    assert reads == [{"map_location": "cpu", "weights_only": True, "mmap": False}]
 
 
 def test_a_checkpoint_runs_no_code_of_others(tmp_path):
