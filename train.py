@@ -11,10 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lt_lightning import naming
+from lt_lightning import liveness, naming
 from lt_lightning.analysis import report
 from lt_lightning.interruption import Interrupted
-from lt_lightning.jobs import job
+from lt_lightning.jobs import command, job
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.rundir import RunDirectory, remove_empty
@@ -30,7 +30,9 @@ def main(cfg: DictConfig) -> None:
     directory = hydra_config.runtime.output_dir
     with job(__file__):
         try:
-            train(cfg, directory)
+            state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(directory).state
+            with liveness.reported(state, command(__file__)):
+                train(cfg, directory)
         finally:
             if is_writer():
                 remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty

@@ -1,16 +1,26 @@
-"""Lottery tickets for PyTorch Lightning: prune, rewind and retrain between fits."""
+"""Lottery tickets for PyTorch Lightning: prune, rewind and retrain between fits.
 
-from lt_lightning.controls import Control, Ingredients, random_mask, reinit
-from lt_lightning.criteria import Criterion, Evidence, magnitude, magnitude_increase, movement, random
-from lt_lightning.layers import layer_weights
-from lt_lightning.lottery import lottery
-from lt_lightning.masks import Masks, Scores, Weights, density
-from lt_lightning.prunable import Prunable
-from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
-from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
-from lt_lightning.scopes import Scope, globally, layerwise
-from lt_lightning.ticket import Ticket
-from lt_lightning.ticketfile import TicketFile, load_ticket
+Names are imported when they are asked for, so that `python -m lt_lightning status` need not wait for torch.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lt_lightning.controls import Control, Ingredients, random_mask, reinit
+    from lt_lightning.criteria import Criterion, Evidence, magnitude, magnitude_increase, movement, random
+    from lt_lightning.layers import layer_weights
+    from lt_lightning.lottery import lottery
+    from lt_lightning.masks import Masks, Scores, Weights, density
+    from lt_lightning.prunable import Prunable
+    from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
+    from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
+    from lt_lightning.scopes import Scope, globally, layerwise
+    from lt_lightning.ticket import Ticket
+    from lt_lightning.ticketfile import TicketFile, load_ticket
 
 __version__ = "0.1.0"
 
@@ -50,3 +60,41 @@ __all__ = [
     "rounds_to",
     "to_point",
 ]
+
+_MODULES = {
+    "controls": ("Control", "Ingredients", "random_mask", "reinit"),
+    "criteria": ("Criterion", "Evidence", "magnitude", "magnitude_increase", "movement", "random"),
+    "layers": ("layer_weights",),
+    "lottery": ("lottery",),
+    "masks": ("Masks", "Scores", "Weights", "density"),
+    "prunable": ("Prunable",),
+    "rewinds": ("Rewind", "State", "fine_tune", "keep_weights", "redraw", "to_point"),
+    "schedules": ("Schedule", "explicit", "geometric", "one_shot", "rounds_to"),
+    "scopes": ("Scope", "globally", "layerwise"),
+    "ticket": ("Ticket",),
+    "ticketfile": ("TicketFile", "load_ticket"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """The package, in which `lottery` stays the function: Python sets a submodule that it has imported as attribute."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _HOME and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return globals()[name]
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

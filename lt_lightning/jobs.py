@@ -7,6 +7,7 @@ job, a sweep's next one finds the environment and the settings of torch as this 
 
 import os
 import signal
+import shlex
 import subprocess
 import sys
 import threading
@@ -34,7 +35,8 @@ _GRACE = 20.0
 _LAST_WORDS = 10.0
 """Seconds that the other processes of a job that failed are given to say why: it may be the error of one of them."""
 
-_NOT_FOR_CHILDREN = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
+_OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
+_NOT_FOR_CHILDREN = (*_OF_THE_SWEEP, "hydra.run")
 """Beginnings of overrides that are about the sweep or the directory, not the job."""
 
 
@@ -94,6 +96,17 @@ def _deaf_to_ctrl_c(start: Callable[[Any], None]) -> Callable[[Any], None]:
             signal.signal(signal.SIGINT, before)
 
     return starts
+
+
+def command(script: str | os.PathLike[str]) -> str:
+    """What to type, in the same directory, to run the job at hand again, alone: with it an interrupted run goes on.
+
+    Args:
+        script: the file of the application, `__file__` there.
+    """
+    hydra = HydraConfig.get()
+    own = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    return shlex.join(["python", os.path.relpath(script), *hydra.overrides.task, *own])
 
 
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:

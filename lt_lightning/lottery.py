@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import lazy, lock, preview, ticketfile
+from lt_lightning import lazy, liveness, lock, preview, ticketfile
 from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
@@ -144,7 +144,12 @@ def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
 
 
 def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
-    with Interruption().ends_the_run(), lock.hold(plan.directory.lock) if is_writer() else nullcontext():
+    state = plan.directory.state if is_writer() else None
+    with (
+        Interruption().ends_the_run(),
+        lock.hold(plan.directory.lock) if is_writer() else nullcontext(),
+        liveness.of_run(state, len(plan.arms)),
+    ):
         yield from _each(plan, model)
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lt_lightning.processes import is_writer
+from lt_lightning.pulse import steps
 from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -215,12 +216,6 @@ def percent(density: float) -> str:
     ('100%', '8.59%')
     """
     return f"{100 * density:.3g}%"
-
-
-def steps(trainer: L.Trainer) -> int | None:
-    """Return the step at which a fit ends; None where it has no fixed end."""
-    total = trainer.estimated_stepping_batches
-    return int(total) if 0 <= total < float("inf") else None
 
 
 def epoch(trainer: L.Trainer) -> str:

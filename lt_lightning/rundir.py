@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lt_lightning import parts
+from lt_lightning import liveness, parts
 from lt_lightning.atomic import sync_directory, take_place, write_text
 from lt_lightning.checksum import digest
 
@@ -71,6 +71,11 @@ class RunDirectory:
     def records(self) -> Path:
         """One row per finished (round, arm)."""
         return self.path / "records.csv"
+
+    @property
+    def state(self) -> Path:
+        """The last sign of life of a run that is not done; see `liveness.py`."""
+        return self.path / liveness.NAME
 
     @property
     def lock(self) -> Path:

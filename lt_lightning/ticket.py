@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, loading, moments, position, sharded, strategies, tuning
+from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, strategies, tuning
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
@@ -124,6 +124,7 @@ class Ticket(Callback):
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
         end_at_exit()
         loading.adapt(trainer)
+        pulse.add_to(trainer, self)
         if stage != "fit":
             return
         self._require_agreement()

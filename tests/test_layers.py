@@ -16,7 +16,7 @@ FLOORS = (
     {"sharded"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
-        *("atomic", "checksum", "interruption", "moments", "epoch_metrics"),
+        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
     },
     {"parts", "strategies"},
     {
@@ -34,7 +34,7 @@ FLOORS = (
     },
     {"prunable"},
     {"plan", "ticketfile", "records", "checkpoints", "loading"},
-    {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},
+    {"early_stop", "points", "pruning", "pulse", "guard", "tuning", "preview", "integrity"},
     {"measurements", "saving"},
     {"ticket"},
     {"lottery"},
