@@ -18,6 +18,7 @@ from rich.text import Text
 from lt_lightning.processes import is_writer
 from lt_lightning.pulse import steps
 from lt_lightning.rundir import RunDirectory
+from lt_lightning.wording import clock, percent
 
 if TYPE_CHECKING:
     from lt_lightning.ticket import Ticket
@@ -209,15 +210,6 @@ def line(record: Mapping[str, Any]) -> str:
     return "  ".join(cells)
 
 
-def percent(density: float) -> str:
-    """Write a density with three digits.
-
-    >>> percent(1.0), percent(0.8**11)
-    ('100%', '8.59%')
-    """
-    return f"{100 * density:.3g}%"
-
-
 def epoch(trainer: L.Trainer) -> str:
     """Write the epoch of how many, or nothing where only steps are counted."""
     most = trainer.max_epochs
@@ -243,13 +235,3 @@ def left(task: rich.Task) -> str:
     if task.total is None or done <= 0 or not task.elapsed:
         return ""
     return f"{clock(task.elapsed * max(0.0, task.total - task.completed) / done)} left"
-
-
-def clock(seconds: float) -> str:
-    """Write a duration.
-
-    >>> clock(3725.4)
-    '1:02:05'
-    """
-    minutes, whole = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{whole:02d}"

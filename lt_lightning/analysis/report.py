@@ -3,13 +3,12 @@
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_lightning.atomic import write_bytes
 from lt_lightning.records import COLUMNS, Record, read_records
-from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,19 +50,24 @@ def draw(directory: str | os.PathLike[str]) -> Path:
     >>> draw(folder).name
     'report.png'
     """
+    records = Path(directory) / "records.csv"
+    rows = read_records(records)
+    if not rows:
+        raise ValueError(f"{records} holds no row, expected one per finished round")
+    return save(Path(directory) / "report.png", lambda: _figure(rows, title(directory)))
+
+
+def save(path: Path, make: "Callable[[], Figure]") -> Path:
+    """Write the figure that `make` makes, in the style of all our pictures, as a PNG; return its path."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    run = RunDirectory(directory)
-    rows = read_records(run.records)
-    if not rows:
-        raise ValueError(f"{run.records} holds no row, expected one per finished round")
     picture = io.BytesIO()
     with rc_context(STYLE):
         # Without `Software: None` matplotlib writes its version, and the bytes change with it.
-        FigureCanvasAgg(_figure(rows, title(directory))).print_png(picture, metadata={"Software": None})
-    write_bytes(run.path / "report.png", picture.getvalue())
-    return run.path / "report.png"
+        FigureCanvasAgg(make()).print_png(picture, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
+    return path
 
 
 def title(directory: str | os.PathLike[str]) -> str:
@@ -85,10 +89,10 @@ def metric(rows: Sequence[Record]) -> str | None:
     """
     measured = [
         column
-        for column in rows[0]
+        for column in dict.fromkeys(key for row in rows for key in row)
         if column not in COLUMNS
         and not column.startswith("early_stop_")
-        and any(math.isfinite(_number(row[column])) for row in rows)
+        and any(math.isfinite(_number(row.get(column))) for row in rows)
     ]
     accuracies = [column for column in measured if column.endswith(("acc", "accuracy"))]
     accuracies.sort(key=lambda column: not column.startswith("test"))
@@ -126,19 +130,19 @@ def _figure(rows: Sequence[Record], heading: str) -> "Figure":
     figure.set_layout_engine("constrained", wspace=0.06)
     panels = figure.subplots(1, 1 + stops, squeeze=False)[0]
     chosen = metric(rows) or ""
-    scale = 100.0 if chosen and _is_fraction(rows, chosen) else 1.0
+    scale = 100.0 if chosen and is_fraction(rows, chosen) else 1.0
     _panel(panels[0], rows, chosen, scale)
     panels[0].set_ylabel(f"{chosen or 'metric'} at the end{' (%)' if scale == 100 else ''}")
     if stops:
         _panel(panels[1], rows, "early_stop_step", 1.0)
         panels[1].set_ylabel("early stop (step)")
-    figure.suptitle(_short(heading, 90 if stops else 50), fontsize=9, parse_math=False)
+    figure.suptitle(shorten(heading, 90 if stops else 50), fontsize=9, parse_math=False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     return figure
 
 
-def _is_fraction(rows: Sequence[Record], column: str) -> bool:
+def is_fraction(rows: Sequence[Record], column: str) -> bool:
     """Tell whether a metric is an accuracy in [0, 1], to be shown in percent."""
     values = [_number(row[column]) for row in rows]
     return column.endswith("acc") and all(0 <= value <= 1 for value in values if not math.isnan(value))
@@ -151,12 +155,8 @@ def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> N
         axes.plot(
             [row["density"] for row in own],
             [scale * _number(row.get(column)) for row in own],
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
-            linestyle="--" if place else "-",
-            markersize=4,
-            linewidth=1.3,
             label=arm,
+            **look(place, place),
         )
     dense = _number(rows[0].get(column)) if rows[0]["round"] == 0 else math.nan
     # A line without a finite place is left out; the legend would still name it.
@@ -164,10 +164,21 @@ def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> N
         axes.axhline(scale * dense, color="0.35", linewidth=0.9, linestyle=":", label="dense", zorder=1)
     if not column:
         axes.text(0.5, 0.5, "no metric was logged", transform=axes.transAxes, ha="center", color="0.35")
-    _density_axis(axes, [row["density"] for row in rows])
+    density_axis(axes, [row["density"] for row in rows])
 
 
-def _density_axis(axes: "Axes", densities: list[float]) -> None:
+def look(colour: int, marker: int) -> dict[str, Any]:
+    """Tell lines apart by colour, and by marker and dashes."""
+    return {
+        "color": COLOURS[colour % len(COLOURS)],
+        "marker": MARKERS[marker % len(MARKERS)],
+        "linestyle": "--" if marker else "-",
+        "markersize": 4,
+        "linewidth": 1.3,
+    }
+
+
+def density_axis(axes: "Axes", densities: list[float]) -> None:
     """Put dense at the left, sparse at the right, in percent of the weights kept."""
     from matplotlib.ticker import NullLocator
 
@@ -180,7 +191,7 @@ def _density_axis(axes: "Axes", densities: list[float]) -> None:
     axes.set_xlabel("weights kept (%)")
 
 
-def _short(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """Cut the middle out of a text longer than `most` characters."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -1,0 +1,127 @@
+"""Look at a study from the command line: `python -m lt_lightning status DIR`, `python -m lt_lightning summary DIR`."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lt_lightning import status
+
+_STATUS = """\
+States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing,
+and no process says anything); interrupted (it was asked to end); failed (with the error and what to type); died (no sign
+of life: its process is gone from this machine, or on another one nothing was heard of it for three minutes).
+
+The exit code is 1 if any run has failed or died, 2 if DIR is not a directory.
+
+examples:
+  python -m lt_lightning status runs
+  python -m lt_lightning status runs/lth_lenet_study --watch       every 10 seconds, until Ctrl-C
+  python -m lt_lightning status runs --json | jq -r '.[] | select(.state == "failed") | .command'
+"""
+_SUMMARY = """\
+Writes to DIR, or to --output:
+  summary.csv, summary.parquet   a row per run, round and arm, with every metric
+  aggregated.csv                 mean, min, max and n over seeds, by experiment, method, arm and density
+  summary.png                    one metric against density: a line per method and arm, bands over seeds
+
+A run's folder tells its method, and the folder above that one its experiment.
+
+examples:
+  python -m lt_lightning summary runs/lth_lenet_study
+  python -m lt_lightning summary runs --metric early_stop_test_acc --output report
+  python -m lt_lightning summary runs --json | jq '.unfinished'
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: those of the command line if None.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser("lt_lightning", description="Look at a study: where it stands, what it found.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    style = argparse.RawDescriptionHelpFormatter
+
+    one = commands.add_parser("status", help="where every run stands", epilog=_STATUS, formatter_class=style)
+    one.add_argument("directory", metavar="DIR", help="where to look for runs")
+    one.add_argument("--watch", metavar="SECONDS", nargs="?", type=float, const=10.0, help="again and again (10)")
+    one.add_argument("--json", action="store_true", help="for programs: a list with an object per run")
+    one.set_defaults(run=_status)
+
+    two = commands.add_parser("summary", help="tables and a picture over runs", epilog=_SUMMARY, formatter_class=style)
+    two.add_argument("directory", metavar="DIR", help="where to look for runs")
+    two.add_argument("--metric", metavar="NAME", help="which to print and draw (test/acc, val/acc, or what there is)")
+    two.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
+    two.add_argument("--json", action="store_true", help="for programs: the aggregated table, and unfinished runs")
+    two.set_defaults(run=_summary)
+
+    given = parser.parse_args(arguments)
+    try:
+        return given.run(given)
+    except (NotADirectoryError, ValueError) as error:
+        print(f"lt_lightning: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # as by `| head`
+        sys.stderr.close()
+        return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    while True:
+        rows = status.look(given.directory)
+        told = _json(rows) if given.json else status.text(rows)
+        clear = "\x1b[H\x1b[2J" if given.watch is not None and sys.stdout.isatty() else ""
+        print(f"{clear}{told}", flush=True)
+        if given.watch is None:
+            return int(any(row["state"] in status.BAD for row in rows))
+        time.sleep(given.watch)
+
+
+def _summary(given: argparse.Namespace) -> int:
+    from lt_lightning.analysis import comparison, report, summary
+
+    rows, unfinished = summary.collect(given.directory)
+    if not rows:
+        raise ValueError(f"no run below {given.directory} has finished a round yet.")
+    aggregated = summary.aggregate(rows)
+    metric = given.metric or report.metric(rows) or "early_stop_step"
+    output = Path(given.output or given.directory)
+    picture = comparison.draw(output / "summary.png", aggregated, metric)
+    summary.write(output, rows, aggregated)
+    if given.json:
+        print(_json({"metric": metric, "aggregated": aggregated, "unfinished": [vars(each) for each in unfinished]}))
+        return 0
+    print(summary.text(aggregated, rows, metric), end="\n\n")
+    for each in unfinished:
+        print(f"unfinished  {each}")
+    for name in ("summary.csv", "summary.parquet", "aggregated.csv", picture.name):
+        print(f"written     {output / name}")
+    return 0
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), indent=1)
+
+
+def _finite(value: Any) -> Any:
+    """Without NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
