@@ -8,6 +8,7 @@ from functools import partial
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     with job(__file__):
         try:
             state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(directory).state
-            with liveness.reported(state, command(__file__)):
+            with liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN):
                 train(cfg, directory)
         finally:
             if is_writer():

@@ -12,9 +12,9 @@ from typing import Any
 from lt_lightning import status
 
 _STATUS = """\
-States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing,
-and no process says anything); interrupted (it was asked to end); failed (with the error and what to type); died (no sign
-of life: its process is gone from this machine, or on another one nothing was heard of it for three minutes).
+States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing
+and no process says anything); interrupted (it was asked to end); failed (with the error and what to type); died (its
+process is gone from this machine, or on another one nothing was heard of it for three minutes).
 
 The exit code is 1 if any run has failed or died, 2 if DIR is not a directory.
 

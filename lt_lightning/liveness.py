@@ -95,19 +95,21 @@ def of_run(path: Path | None, fits: int) -> Iterator[None]:
 
 
 @contextmanager
-def reported(path: Path | None, command: str) -> Iterator[None]:
+def reported(path: Path | None, command: str, *, even_if_empty: bool = False) -> Iterator[None]:
     """Tell of any exception that ends a block, such as one in the body of a lottery's loop, or before the loop.
 
     Args:
         path: `state.json`; None on processes that do not write.
         command: what goes on with the run.
+        even_if_empty: also in a directory in which nothing lies yet, as for a sweep, whose user is not looking.
     """
     global _command
     before, _command = _command, command
     try:
         yield
     except BaseException as error:
-        tell_end(path, error)
+        if path is not None and (even_if_empty or _holds_anything(path.parent)):
+            tell_end(path, error)
         raise
     finally:
         _command = before
@@ -183,6 +185,10 @@ def _job() -> str | None:
     """Slurm's job, as its own tools write it."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _holds_anything(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
 
 
 def _is_own(state: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -10,15 +10,12 @@ from lightning.pytorch.callbacks import Callback
 from lt_lightning import liveness
 from lt_lightning.processes import is_writer
 
-if TYPE_CHECKING:
-    from lt_lightning.ticket import Ticket
-
 EVERY = 10.0
 """Seconds between two signs of life, at least."""
 
 
-def add_to(trainer: L.Trainer, ticket: "Ticket") -> None:
-    """Let a Trainer tell how far the fit of a ticket is, or the test after it."""
+def add_to(trainer: L.Trainer, ticket: Any) -> None:
+    """Let a Trainer tell how far the fit of a `Ticket` is, or the test after it."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if not any(isinstance(each, Pulse) for each in callbacks):
         trainer.callbacks = [Pulse(ticket), *callbacks]  # type: ignore[attr-defined]
@@ -27,7 +24,7 @@ def add_to(trainer: L.Trainer, ticket: "Ticket") -> None:
 class Pulse(Callback):
     """Keep `state.json` up to date, at most every `EVERY` seconds: a step costs one look at the clock."""
 
-    def __init__(self, ticket: "Ticket") -> None:
+    def __init__(self, ticket: Any) -> None:
         self._ticket = ticket
         self._next = 0.0
         self._first: tuple[float, int] | None = None

@@ -33,8 +33,8 @@ FLOORS = (
         "enforcement",
     },
     {"prunable"},
-    {"plan", "ticketfile", "records", "checkpoints", "loading"},
-    {"early_stop", "points", "pruning", "pulse", "guard", "tuning", "preview", "integrity"},
+    {"plan", "ticketfile", "records", "checkpoints", "loading", "pulse"},
+    {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},
     {"measurements", "saving"},
     {"ticket"},
     {"lottery"},
@@ -149,12 +149,65 @@ def test_importing_the_package_loads_nothing_that_lightning_has_not_loaded():
         "import sys, lightning.pytorch, lightning.fabric\n"
         "before = set(sys.modules)\n"
         "import lt_lightning\n"
+        "print(sorted(name[13:] for name in sys.modules if name.startswith('lt_lightning.')))\n"
+        "lt_lightning.lottery\n"
         f"print(sorted({{name.split('.')[0] for name in set(sys.modules) - before}} & {FOREIGN!r}))\n"
         "print(sorted({'hydra', 'wandb', 'datasets'} & set(sys.modules)))\n"
         "print(sorted(name[13:] for name in sys.modules if name.startswith('lt_lightning.')))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    foreign, never, loaded = done.stdout.splitlines()
-    assert (foreign, never) == ("[]", "[]")
+    at_once, foreign, never, loaded = done.stdout.splitlines()
+    assert (at_once, foreign, never) == ("[]", "[]", "[]")
     assert loaded == str(sorted(set().union(*FLOORS) - {"__init__"}))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "import lt_lightning.lottery",
+        "import lt_lightning.ticket",
+        "from lt_lightning.lottery import lottery as first",
+        "import importlib; importlib.import_module('lt_lightning.lottery')",
+        "from lt_lightning import *",
+        "import lt_lightning; lt_lightning.lottery; import lt_lightning.lottery as again",
+    ],
+)
+def test_lottery_is_the_function_whatever_was_imported_before(before):
+    program = (
+        f"{before}\n"
+        "from lt_lightning import lottery\n"
+        "from lt_lightning.lottery import Model\n"
+        "import lt_lightning, inspect\n"
+        "print(inspect.isgeneratorfunction(lottery), inspect.isfunction(lottery), lt_lightning.lottery is lottery)\n"
+    )
+    assert fresh(program) == "False True True"
+
+
+def test_public_names_are_all_there_and_others_are_not():
+    assert fresh("import lt_lightning as l; print(all(getattr(l, name) for name in l.__all__))") == "True"
+    assert fresh("import lt_lightning as l; print(set(l.__all__) <= set(dir(l)))") == "True"
+    assert fresh("import lt_lightning as l; print(hasattr(l, 'nothing'))") == "False"
+    assert fresh("import lt_lightning as l; print(l.schedules.geometric is l.geometric)") == "True"
+    assert fresh("from lt_lightning import lazy; print(lazy.__name__)") == "lt_lightning.lazy"
+
+
+@pytest.mark.parametrize("command", ["", "status", "summary"])
+def test_the_commands_import_neither_torch_nor_lightning(command, tmp_path):
+    program = (
+        "import sys\nfrom lt_lightning.__main__ import main\n"
+        f"arguments = ['{command}', {str(tmp_path)!r}] if '{command}' else []\n"
+        "import contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "  with contextlib.suppress(SystemExit): main(arguments)\n"
+        "print(sorted({'torch', 'lightning', 'pandas', 'rich', 'hydra', 'omegaconf'} & set(sys.modules)))\n"
+    )
+    assert fresh(program) == "[]"
+
+
+def fresh(program):
+    """What a program prints in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.strip()

@@ -15,6 +15,9 @@ Line = tuple[str, str, str]
 _COLUMNS = 2
 """Of the legend: the names of methods are long."""
 
+_NAMED = 24
+"""How many lines have a name and a look of their own; more cannot be told apart, and the others are grey."""
+
 
 def draw(path: Path, aggregated: Sequence[Mapping[str, Any]], metric: str) -> Path:
     """Draw one line per method and arm, the mean over seeds, in a band from their least to their most.
@@ -37,8 +40,11 @@ def draw(path: Path, aggregated: Sequence[Mapping[str, Any]], metric: str) -> Pa
 def _figure(rows: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     from matplotlib.figure import Figure
 
-    lines = list(dict.fromkeys(_line(row) for row in rows))
-    figure = Figure(figsize=(7.0, 3.6 + 0.16 * -(-len(lines) // _COLUMNS)), dpi=200)
+    by_line: dict[Line, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_line.setdefault(_line(row), []).append(row)
+    lines = list(by_line)
+    figure = Figure(figsize=(7.0, 3.6 + 0.16 * -(-min(len(lines), _NAMED + 1) // _COLUMNS)), dpi=200)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     scale = 100.0 if report.is_fraction([{metric: row[end]} for row in rows for end in ("min", "max")], metric) else 1.0
@@ -46,12 +52,16 @@ def _figure(rows: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     arms = list(dict.fromkeys(line[2] for line in lines))
     labels = labelled(lines)
     for place, line in enumerate(lines):
-        own = [row for row in rows if _line(row) == line]
+        own = by_line[line]
         densities = [row["density"] for row in own]
         low, mean, high = ([scale * row[end] for row in own] for end in ("min", "mean", "max"))
-        # Methods differ by colour and arms by marker; of one method alone, arms differ by both.
-        arm = arms.index(line[2])
-        look = report.look(methods.index(line[:2]) if len(methods) > 1 else place, arm)
+        if place >= _NAMED:
+            others = f"{len(lines) - _NAMED} others" if place == _NAMED else None
+            axes.plot(densities, mean, label=others, color="0.75", linewidth=0.6, zorder=1)
+            continue
+        # Methods differ by colour and arms by marker; where that is not enough, or not needed, each line by both.
+        arm, by_both = arms.index(line[2]), not 1 < len(methods) <= len(report.COLOURS)
+        look = report.look(place if by_both else methods.index(line[:2]), place if by_both else arm, dashed=arm > 0)
         axes.plot(densities, mean, label=labels[line], **look)
         if low != high:
             axes.fill_between(densities, low, high, color=look["color"], alpha=0.15, linewidth=0)

@@ -156,7 +156,7 @@ def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> N
             [row["density"] for row in own],
             [scale * _number(row.get(column)) for row in own],
             label=arm,
-            **look(place, place),
+            **look(place, place, dashed=place > 0),
         )
     dense = _number(rows[0].get(column)) if rows[0]["round"] == 0 else math.nan
     # A line without a finite place is left out; the legend would still name it.
@@ -167,12 +167,12 @@ def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> N
     density_axis(axes, [row["density"] for row in rows])
 
 
-def look(colour: int, marker: int) -> dict[str, Any]:
-    """Tell lines apart by colour, and by marker and dashes."""
+def look(colour: int, marker: int, *, dashed: bool) -> dict[str, Any]:
+    """Tell lines apart by colour, by marker, and by dashes."""
     return {
         "color": COLOURS[colour % len(COLOURS)],
         "marker": MARKERS[marker % len(MARKERS)],
-        "linestyle": "--" if marker else "-",
+        "linestyle": "--" if dashed else "-",
         "markersize": 4,
         "linewidth": 1.3,
     }

@@ -142,28 +142,23 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def write(directory: str | os.PathLike[str], rows: Sequence[Record], aggregated: Sequence[Mapping[str, Any]]) -> None:
     """Write `summary.csv`, `summary.parquet` and `aggregated.csv`, each atomically."""
     folder = Path(directory)
-    write_text(folder / "summary.csv", to_csv(rows, FIRST))
+    tidy = to_csv(rows, FIRST)
+    write_text(folder / "summary.csv", tidy)
     write_text(folder / "aggregated.csv", to_csv(aggregated, (*GROUP, "metric", "mean", "min", "max", "n")))
-    _write_parquet(folder / "summary.parquet", rows)
+    _write_parquet(folder / "summary.parquet", tidy)
 
 
-def _write_parquet(path: Path, rows: Sequence[Record]) -> None:
+def _write_parquet(path: Path, text: str) -> None:
+    """Write what a CSV holds. Read by pyarrow, which from lists would make it only after importing pandas."""
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
-    columns = dict.fromkeys((*FIRST, *metrics(rows)))
-    content = pyarrow.table({name: _values([row.get(name) for row in rows]) for name in columns})
+    texts = dict.fromkeys(("experiment", "method", "run", "arm"), pyarrow.string())
+    # Empty is not measured, but a NaN was: it stays one.
+    options = csv.ConvertOptions(column_types=texts, null_values=[""])
+    content = csv.read_csv(pyarrow.py_buffer(text.encode()), convert_options=options)
     with staged(path) as file:
         parquet.write_table(content, file)
-
-
-def _values(values: list[Any]) -> list[Any]:
-    """Values of one kind: numbers, or texts where one is a text."""
-    if any(isinstance(value, str) for value in values):
-        return [None if value is None else str(value) for value in values]
-    if any(isinstance(value, float) for value in values):
-        return [None if value is None else float(value) for value in values]
-    return values
 
 
 def text(aggregated: Sequence[Mapping[str, Any]], rows: Sequence[Record], metric: str) -> str:
