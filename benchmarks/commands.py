@@ -47,10 +47,10 @@ def make_rows(n, seed, method, draw):
     for arm in ("ticket", "reinit") if n else ("ticket",):
         good = 0.98 - 0.002 * n * (1 + method % 3) * (1.5 if arm == "reinit" else 1.0) + draw.gauss(0, 0.002)
         numbers = {
-            "train/loss": 1 - quality,
-            "val/loss": 1.1 - quality,
-            "val/acc": quality,
-            "test/acc": quality - 0.004,
+            "train/loss": 1 - good,
+            "val/loss": 1.1 - good,
+            "val/acc": good,
+            "test/acc": good - 0.004,
         }
         stops = {"early_stop_val_loss": 1.1 - good, "early_stop_val_acc": good, "early_stop_test_acc": good}
         about = {"round": n, "arm": arm, "seed": seed, "density": 0.8**n, "steps": 1200, "seconds": 3.21}

@@ -42,26 +42,29 @@ def look(directory: str | os.PathLike[str], now: float | None = None) -> list[St
 
 def _of_run(run: runs.Run, root: str, now: float) -> Status:
     state = run.state or {}
-    record, ended = ({}, 0.0) if state.get("round") is not None else run.last_record()
     judged = _judge(run, now)
-    fits = len(run.planned) if run.planned else state.get("fits")
     active = judged in ("running", "waiting")
+    fit, seen = _last_fit(run) if not active and state.get("round") is None else (state, 0.0)
+    fits = len(run.planned) if run.planned else state.get("fits")
     return {
         "run": os.path.relpath(run.path, root),
         "directory": os.path.abspath(run.path),
         "state": judged,
-        "round": state.get("round", record.get("round")),
-        "arm": state.get("arm", record.get("arm")),
-        "density": state.get("density", record.get("density")),
+        **{key: fit.get(key) for key in ("round", "arm", "density")},
         "fits_done": len(run.done),
         "fits": fits,
-        "step": state.get("step", record.get("steps")),
-        "steps": state.get("steps", record.get("steps")),
+        **{key: fit.get(key) for key in ("step", "steps")},
         **{key: state.get(key) for key in ("host", "pid", "job")},
-        "age": now - (state.get("beat") or ended),
+        "age": now - (state.get("beat") or seen),
         "left": _left(state, (fits or 0) - len(run.done) - 1) if active else None,
         **{key: None if judged == "done" else state.get(key) for key in ("error", "command")},
     }
+
+
+def _last_fit(run: runs.Run) -> tuple[Mapping[str, Any], float]:
+    """What the last marker says, and when it was written."""
+    record, ended = run.last_record()
+    return record | {"step": record.get("steps")}, ended
 
 
 def _judge(run: runs.Run, now: float) -> str:

@@ -87,7 +87,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, str]:
     """
     parts = ["", *Path(path).resolve().parts]
     *_, experiment, method = parts[:-1] if _SEED.fullmatch(parts[-1]) and len(parts) > 3 else parts
-    return experiment, _DENSITY.sub("", method) or method
+    return experiment, _DENSITY.sub("", method).strip(",") or method
 
 
 def metrics(rows: Iterable[Record]) -> list[str]:
