@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Line = tuple[str, str, str]
 """Experiment, method and arm."""
 
-_COLUMNS = 2
-"""Of the legend: the names of methods are long."""
+_LONGEST = 100
+"""Characters of a name that fit beside a line of the legend."""
 
 _NAMED = 24
 """How many lines have a name and a look of their own; more cannot be told apart, and the others are grey."""
@@ -44,13 +44,14 @@ def _figure(rows: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     for row in rows:
         by_line.setdefault(_line(row), []).append(row)
     lines = list(by_line)
-    figure = Figure(figsize=(7.0, 3.6 + 0.16 * -(-min(len(lines), _NAMED + 1) // _COLUMNS)), dpi=200)
+    labels = labelled(lines)
+    columns = min(len(lines), max(1, _LONGEST // (8 + max(map(len, labels.values())))))
+    figure = Figure(figsize=(7.0, 3.6 + 0.16 * -(-min(len(lines), _NAMED + 1) // columns)), dpi=200)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     scale = 100.0 if report.is_fraction([{metric: row[end]} for row in rows for end in ("min", "max")], metric) else 1.0
     methods = list(dict.fromkeys(line[:2] for line in lines))
     arms = list(dict.fromkeys(line[2] for line in lines))
-    labels = labelled(lines)
     for place, line in enumerate(lines):
         own = by_line[line]
         densities = [row["density"] for row in own]
@@ -70,7 +71,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     seeds = sorted({row["n"] for row in rows})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     axes.set_title(f"mean over {over} seed{'s' * (seeds[-1] != 1)}; bands from the least to the most", fontsize=8)
-    figure.legend(loc="outside lower center", ncols=min(len(lines), _COLUMNS), frameon=False, fontsize=7)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=7)
     return figure
 
 
@@ -91,6 +92,6 @@ def labelled(lines: Sequence[Line]) -> dict[Line, str]:
     short = {line: [piece for piece in own if piece not in common] for line, own in pieces.items()}
     distinct = len({line[:2] for line in lines}) > 1
     return {
-        line: report.shorten(" ".join([*(own or pieces[line][1:] if distinct else own), line[2]]), 70)
+        line: report.shorten(" ".join([*(own or pieces[line][1:] if distinct else own), line[2]]), _LONGEST)
         for line, own in short.items()
     }
