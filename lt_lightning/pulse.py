@@ -18,7 +18,7 @@ def add_to(trainer: L.Trainer, ticket: Any) -> None:
     """Let a Trainer tell how far the fit of a `Ticket` is, or the test after it."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if not any(isinstance(each, Pulse) for each in callbacks):
-        trainer.callbacks = [Pulse(ticket), *callbacks]  # type: ignore[attr-defined]
+        trainer.callbacks = [*callbacks, Pulse(ticket)]  # type: ignore[attr-defined]
 
 
 class Pulse(Callback):
