@@ -15,18 +15,25 @@ from omegaconf import DictConfig, OmegaConf
 from lt_lightning import liveness, naming
 from lt_lightning.analysis import report
 from lt_lightning.interruption import Interrupted
-from lt_lightning.jobs import command, job
+from lt_lightning.jobs import cluster, command, job
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
+from lt_lightning.records import objective
 from lt_lightning.rundir import RunDirectory, remove_empty
+from lt_lightning.sweeps import every_job
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+warnings.filterwarnings("ignore", message="The `srun` command is available")  # on a cluster's login node
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Train the dense network, then every round's ticket and controls; what is done already is skipped."""
+def main(cfg: DictConfig) -> float | None:
+    """Train the dense network, then every round's ticket and controls; what is done already is skipped.
+
+    Returns:
+        The best `prune.monitor` of the last round's ticket, for a search; None if nothing was measured.
+    """
     hydra_config = HydraConfig.get()
     directory = hydra_config.runtime.output_dir
     with job(__file__):
@@ -34,6 +41,7 @@ def main(cfg: DictConfig) -> None:
             state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(directory).state
             with liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN):
                 train(cfg, directory)
+            return objective(RunDirectory(directory).records, cfg.prune.monitor)
         finally:
             if is_writer():
                 remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty
@@ -57,6 +65,7 @@ def train(cfg: DictConfig, directory: str) -> None:
                 default_root_dir=ticket.directory,
                 logger=loggers.start(ticket),
                 callbacks=[ticket, progress.bar(ticket), *map(instantiate, cfg.callbacks.values())],
+                plugins=[*cluster(), *map(instantiate, cfg.trainer.get("plugins") or ())],
             )
             trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
             trainer.test(ticket.model, data, verbose=False)
@@ -69,7 +78,8 @@ def train(cfg: DictConfig, directory: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        with every_job():
+            main()
     except (KeyboardInterrupt, Interrupted) as stop:
         print("\ninterrupted; the same command goes on from here")
         sys.exit(stop.code if isinstance(stop, Interrupted) else 130)

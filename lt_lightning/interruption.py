@@ -10,6 +10,9 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, the order to end, and what clusters send some time before it."""
 
+REQUEUE = signal.SIGUSR2
+"""What submitit asks Slurm for before a job's time is up; its own handler requeues the job and ends it."""
+
 
 class Interrupted(SystemExit):
     """The run was asked to end, and its state is saved; `code` is 128 plus the signal, as shells count."""
@@ -51,7 +54,10 @@ class Interruption:
         Interruption._others_decide = not alone
         if alone:
             free = [n for n in SIGNALS if not _is_ignored(n) and (n != signal.SIGUSR1 or not _is_taken(n))]
-            self._before = _set_handlers(dict.fromkeys(free, self._note))
+            noted = [*free, REQUEUE] if _is_requeued() else free
+            self._before = _set_handlers(dict.fromkeys(noted, self._note))
+        elif _is_requeued():
+            self._before = _set_handlers({signal.SIGTERM: lambda number, frame: None})
 
     def stop_noting(self) -> None:
         """Leave the signals to whoever listened before."""
@@ -60,14 +66,22 @@ class Interruption:
         Interruption._others_decide = False
 
     def obey(self) -> None:
-        """Raise `Interrupted` if a signal was noted."""
-        if self.signal is not None:
-            raise Interrupted(128 + self.signal)
+        """Raise `Interrupted` if a signal was noted; the handler of submitit requeues its job first.
+
+        In such a job SIGTERM does not ask for the end: Slurm sends it ahead of REQUEUE or of SIGKILL, and a job that
+        ends by itself in between is not requeued. All is saved, so it goes on until then.
+        """
+        number, self.signal = self.signal, None
+        if number is None or (number == signal.SIGTERM and _is_requeued()):
+            return
+        if number == REQUEUE:
+            self._before[REQUEUE](number, None)
+        raise Interrupted(128 + number)
 
     def _note(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
             return  # in a loader's worker, which ends with its parent; dead it would raise an error there
-        if self.signal is not None:
+        if self.signal is not None and not _is_requeued():
             self.stop_noting()  # asked twice: at once
             raise KeyboardInterrupt
         self.signal = number
@@ -81,6 +95,11 @@ def _is_taken(number: int) -> bool:
     """Whether someone other than us listens to a signal."""
     handler = signal.getsignal(number)
     return handler != signal.SIG_DFL and not isinstance(getattr(handler, "__self__", None), Interruption)
+
+
+def _is_requeued() -> bool:
+    """Whether this is a job of submitit on Slurm, with its handlers in place."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and callable(signal.getsignal(REQUEUE))
 
 
 def _is_ignored(number: int) -> bool:

@@ -5,12 +5,15 @@ whole sweep again, or the worker of a launcher; here it is the one job, in the d
 job, a sweep's next one finds the environment and the settings of torch as this one has found them.
 """
 
+import multiprocessing
 import os
-import signal
+import random
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,9 +21,12 @@ from time import monotonic
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script as launching
 from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 from omegaconf import OmegaConf
@@ -34,6 +40,9 @@ _GRACE = 20.0
 
 _LAST_WORDS = 10.0
 """Seconds that the other processes of a job that failed are given to say why: it may be the error of one of them."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that Lightning or a ticket listens to while it trains."""
 
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweep")
 _NOT_FOR_CHILDREN = (*_OF_THE_SWEEP, "hydra.run")
@@ -57,6 +66,7 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
     """
     children: list[subprocess.Popen[Any]] = []
     with ExitStack() as stack:
+        stack.enter_context(_told())
         stack.enter_context(_as_before())
         stack.enter_context(_ended(children))
         # Lightning asks for none of these; the names are private, and held by tests/test_jobs.py.
@@ -71,6 +81,7 @@ def job(script: str | os.PathLike[str]) -> Iterator[None]:
             starts = _deaf_to_ctrl_c(launcher._call_children_scripts)
             stack.enter_context(patch.object(launcher, "_call_children_scripts", starts))
         _take_rank_from_submitit()
+        _allow_workers()
         yield
 
 
@@ -107,6 +118,11 @@ def command(script: str | os.PathLike[str]) -> str:
     hydra = HydraConfig.get()
     own = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
     return shlex.join(["python", os.path.relpath(script), *hydra.overrides.task, *own])
+
+
+def cluster() -> list[SLURMEnvironment]:
+    """Plugins for the Trainer of a job: on Slurm, Lightning leaves it to submitit and Slurm to requeue the job."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
@@ -153,6 +169,26 @@ def _take_rank_from_submitit() -> None:
         os.environ.pop("MASTER_PORT", None)  # whatever the user's shell says: jobs side by side need one each
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         rank_zero_only.rank = int(os.environ["RANK"])  # found when Lightning was imported
+
+
+def _allow_workers() -> None:
+    """Let the data loaders of a job that a worker of joblib runs start workers of their own.
+
+    Its processes are spawned, so that a loader's worker would import a main module that is not the application's.
+    """
+    if type(multiprocessing.current_process()).__module__.startswith("joblib."):
+        multiprocessing.set_start_method("fork", force=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print the error of a sweep's job when and where it happens: no launcher does, and some lose the trace."""
+    try:
+        yield
+    except Exception:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            traceback.print_exc()
+        raise
 
 
 @contextmanager
@@ -208,6 +244,9 @@ def _as_before() -> Iterator[None]:
     threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    anomaly, start_method = torch.is_anomaly_enabled(), multiprocessing.get_start_method(allow_none=True)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -219,6 +258,14 @@ def _as_before() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.autograd.set_detect_anomaly(anomaly)
+        multiprocessing.set_start_method(start_method, force=True)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         _finish_wandb()
 
 

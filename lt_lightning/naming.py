@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from lt_lightning.configuration import NEUTRAL
 
-_ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*")
-"""Overrides that the name already holds, or that choose hardware."""
+_ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search")
+"""Overrides that the name already holds, or that choose hardware or a search."""
 
 _LONGEST = 120
 

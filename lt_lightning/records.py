@@ -56,6 +56,12 @@ def early_stop_name(metric: str) -> str:
     return "early_stop_" + metric.replace("/", "_")
 
 
+def objective(path: Path, monitor: str | None) -> float | None:
+    """What a search compares: the last ticket's monitored metric at the early stop; None if it was not measured."""
+    tickets = [row for row in read_records(path) if row["arm"] == "ticket"] if monitor and path.exists() else []
+    return tickets[-1].get(early_stop_name(monitor)) if tickets and monitor else None
+
+
 class Curves:
     """The curves of one fit, `metrics.csv`: one row per logging step, validation and epoch end.
 

@@ -11,7 +11,7 @@ import pytest
 from test_lottery import assert_same_state, final, records_without_time
 from tiny import STEPS_PER_EPOCH, play
 
-from lt_lightning.interruption import SIGNALS, Interrupted, Interruption
+from lt_lightning.interruption import REQUEUE, SIGNALS, Interrupted, Interruption
 from lt_lightning.rundir import Checkpoint
 
 
@@ -142,6 +142,37 @@ def test_a_slurm_job_is_told_that_lightning_will_not_requeue_it(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Lightning will not requeue")
         play(tmp_path / "b", rounds=0, options={"plugins": [SLURMEnvironment(auto_requeue=False)]}, test=False)
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    """A job of submitit on Slurm; what its handler heard."""
+    heard = []
+
+    def requeue(number, frame):
+        heard.append(number)
+        raise SystemExit(-1)
+
+    before = signal.signal(REQUEUE, requeue)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    yield heard
+    signal.signal(REQUEUE, before)
+
+
+def test_submitit_requeues_its_job_when_the_step_at_hand_is_saved(tmp_path, submitit):
+    raised = interrupted(tmp_path / "told", 8, signal.SIGTERM, REQUEUE)
+    assert (raised.code, submitit) == (-1, [REQUEUE])
+    assert Checkpoint(tmp_path / "told" / "round-00" / "last.ckpt")["global_step"] == 8
+    play(tmp_path / "told")
+    play(tmp_path / "whole")
+    assert_same_state(final(tmp_path / "told", "round-01"), final(tmp_path / "whole", "round-01"))
+
+
+def test_a_job_of_submitit_saves_the_step_at_hand_at_sigterm_and_goes_on(tmp_path, submitit):
+    play(tmp_path / "told", make_callbacks=lambda: [SignalAt(3, signal.SIGTERM)])
+    assert submitit == []
+    play(tmp_path / "whole")
+    assert records_without_time(tmp_path / "told") == records_without_time(tmp_path / "whole")
 
 
 def test_the_program_is_told_where_it_goes_on(tmp_path, caplog):

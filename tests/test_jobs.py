@@ -1,17 +1,22 @@
 """Hydra jobs of several processes: one job, a sweep in one process, workers of a launcher."""
 
 import os
+import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from time import monotonic, sleep
 
+import joblib
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch.utils.data import DataLoader
 
 from lt_lightning import jobs
 from lt_lightning.records import read_records
@@ -125,21 +130,36 @@ def test_ctrl_c_ends_both_processes_and_the_same_command_goes_on(tmp_path):
     assert len(rows(tmp_path / "run")[0]) == 3
 
 
+def summed_by_workers():
+    """A sum over what two workers of a data loader bring, in a job."""
+    with jobs.job(__file__):
+        return sum(int(batch.sum()) for batch in DataLoader(torch.arange(100), 10, num_workers=2))
+
+
+@slow
+def test_loaders_have_workers_in_a_job_of_joblib():
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(summed_by_workers)() for _ in range(4)) == [4950] * 4
+
+
 def change_everything():
     with jobs.job(__file__):
         os.environ |= {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "PL_GLOBAL_SEED": "1"}
         os.environ.pop("PATH")
         torch.set_num_threads(2)
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        torch.autograd.set_detect_anomaly(True)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
         raise RuntimeError("the job")
 
 
 def test_a_job_leaves_its_process_as_it_was():
-    before = dict(os.environ), torch.are_deterministic_algorithms_enabled()
+    before = state()
     with pytest.raises(RuntimeError, match="the job"):
         change_everything()
-    assert (dict(os.environ), torch.are_deterministic_algorithms_enabled()) == before
-    assert torch.get_num_threads() == 1
+    assert state() == before
 
 
 APP = """
@@ -230,3 +250,28 @@ def test_processes_are_started_deaf_to_ctrl_c_and_this_one_hears_again():
     jobs._deaf_to_ctrl_c(lambda launcher: heard.append(signal.getsignal(signal.SIGINT)))(None)
     assert heard == [signal.SIG_IGN]
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def state():
+    """What a job may change of its process."""
+    draws = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    settings = torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled(), torch.get_num_threads()
+    return dict(os.environ), draws, settings, signal.getsignal(signal.SIGUSR2)
+
+
+@slow
+def test_a_sweep_runs_every_job_and_names_those_that_failed(tmp_path):
+    rates = "model.optimizer.lr=-1,1e-3,-2"
+    command = [rates, f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.max_batch_size=1"]
+    printed = train(*command, multirun=True, code=1)
+    found = re.findall(r"lr=([^,/]+)", " ".join(map(str, tmp_path.rglob("records.csv"))))
+    assert found == ["0.001"]
+    assert "2 jobs of this sweep failed" in printed
+    table = printed.rpartition("each alone is\n")[2].splitlines()
+    assert [line.strip() for line in table[1::3]] == [f"ValueError: Invalid learning rate: {rate}" for rate in (-1, -2)]
+    for line in table[0::3]:
+        assert Path(line.strip()).is_dir()
+    again = subprocess.run([sys.executable, *shlex.split(table[2])[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert "lr=-1" in again.stderr
+    assert "1 job of this sweep failed" in again.stderr
+    assert "lr=-2" not in again.stderr

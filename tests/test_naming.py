@@ -27,9 +27,9 @@ def test_experiment_overrides_and_seed_are_three_folders():
         "data.path=/a/b", "data.num_workers=4", "trainer.accelerator=gpu", "trainer.devices=8", "trainer.num_nodes=2",
         "trainer.strategy=ddp", "+trainer.strategy.name=fsdp", "trainer.enable_progress_bar=false",
         "trainer.fast_dev_run=true", "++trainer.log_every_n_steps=1", "logger=csv", "logger.project=x", "~logger",
-        "launcher=slurm", "prune.dry_run=true", "prune.rounds=9", "prune.controls=[reinit]", "trainer=gpu",
-        "trainer/strategy=ddp", "hydra/launcher=joblib", "hydra.verbose=true", "seed=3", "prune=iterative",
-        "name=default", "experiment=lenet",
+        "launcher=slurm", "hparams_search=optuna", "prune.dry_run=true", "prune.rounds=9", "prune.controls=[reinit]",
+        "trainer=gpu", "trainer/strategy=ddp", "hydra/launcher=joblib", "hydra.verbose=true", "seed=3",
+        "prune=iterative", "name=default", "experiment=lenet",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_result_or_is_told_elsewhere_is_left_out(override):

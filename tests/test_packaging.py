@@ -60,7 +60,7 @@ hydra:
 """
 
 
-EXTRAS = ("tensorboard", "slurm")
+EXTRAS = ("tensorboard", "slurm", "joblib")
 """What the test extra takes with it."""
 
 

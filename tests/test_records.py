@@ -14,6 +14,7 @@ from lt_lightning.records import (
     are_curves_whole,
     early_stop_name,
     numbers,
+    objective,
     read_records,
     to_csv,
     write_records,
@@ -158,3 +159,13 @@ def test_curves_are_whole_if_the_rows_that_a_checkpoint_knows_are(tmp_path):
     assert not are_curves_whole(path, count, checksum)
     path.write_bytes(b"\xff")
     assert not are_curves_whole(path, count, checksum)
+
+
+def test_a_search_compares_the_last_ticket_at_its_early_stop(tmp_path):
+    path = tmp_path / "records.csv"
+    assert objective(path, "val/loss") is None
+    rows = [("ticket", 0.5), ("ticket", 0.25), ("reinit", 0.1)]
+    write_records(path, [{"arm": arm, "early_stop_val_loss": loss} for arm, loss in rows])
+    assert objective(path, "val/loss") == 0.25
+    assert objective(path, "val/acc") is None
+    assert objective(path, None) is None
