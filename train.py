@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import hydra
 import torch
@@ -16,6 +17,7 @@ from lt_lightning import liveness, naming
 from lt_lightning.analysis import report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.jobs import cluster, command, job
+from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.records import objective
@@ -55,7 +57,9 @@ def train(cfg: DictConfig, directory: str) -> None:
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning gives each of several processes its share
     data = None if cfg.prune.dry_run else instantiate(cfg.data)
     make_model = partial(instantiate, cfg.model)
-    tickets = instantiate(cfg.prune)(make_model, directory=directory, seed=cfg.seed, config=config)
+    seeds = {name: cfg[name] for name in ("seed", "seed_init", "seed_data")}
+    places = {"directory": directory, "dense_directory": dense_directory(cfg, directory)}
+    tickets = instantiate(cfg.prune)(make_model, **places, **seeds, config=config)
     if cfg.prune.dry_run:
         return
     fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
@@ -63,17 +67,26 @@ def train(cfg: DictConfig, directory: str) -> None:
         for ticket in tickets:
             trainer = instantiate(cfg.trainer)(
                 default_root_dir=ticket.directory,
-                logger=loggers.start(ticket),
+                logger=False if ticket.shared else log_curves(loggers.start(ticket), ticket),
                 callbacks=[ticket, progress.bar(ticket), *map(instantiate, cfg.callbacks.values())],
                 plugins=[*cluster(), *map(instantiate, cfg.trainer.get("plugins") or ())],
             )
             trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
+            if ticket.shared:
+                continue  # this run's own round 0 goes on from its end
             trainer.test(ticket.model, data, verbose=False)
             trainer.test(ticket.model, data, ckpt_path=ticket.early_stop_path, verbose=False)
             loggers.finish(ticket)
             progress.row(ticket)
         if is_writer() and (records := RunDirectory(directory).records).exists():
             progress.done(records, report.draw(directory))
+
+
+def dense_directory(cfg: DictConfig, directory: str) -> Path | None:
+    """Where runs of one experiment share round 0; None for trials, and outside the folders `runs/NAME/METHOD/SEED`."""
+    experiment = Path(directory).resolve().parents[1]
+    sharing = cfg.share_dense and not cfg.trainer.get("fast_dev_run") and experiment.name == naming.study(cfg.name)
+    return experiment / "dense" if sharing else None
 
 
 if __name__ == "__main__":

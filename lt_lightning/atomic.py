@@ -75,6 +75,49 @@ def take_place(stage: Path, path: Path) -> None:
     remove(old)
 
 
+def link(target: Path, path: Path) -> None:
+    """Let `path` be a relative link to a file or directory, at once."""
+    stage = path.with_name(f".{path.name}.partial")
+    stage.unlink(missing_ok=True)
+    stage.symlink_to(os.path.relpath(target, path.parent))
+    os.replace(stage, path)
+    sync_directory(path.parent)
+
+
+def take_copy(source: Path, path: Path) -> None:
+    """Let `path` be what `source` is, at once: hard links to its files, or copies where those are impossible.
+
+    Files are replaced and never changed, so what is linked stays as it is.
+    """
+    stage = stage_of_directory(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, stage, copy_function=link_or_copy)
+        else:
+            link_or_copy(source, stage)
+        take_place(stage, path)
+    except BaseException as error:
+        with suppress(OSError):
+            remove(stage)
+        explain(error, path)
+        raise
+    remove(stage)  # which a rename leaves where both were the same file
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Link a file, or copy it to another file system, or to one without hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def recover(root: Path) -> None:
     """Finish what a kill left half done below `root`: directories that stand aside come back, unfinished ones go."""
     for old in _ours(root, "old"):
@@ -89,7 +132,7 @@ def recover(root: Path) -> None:
 
 def _ours(root: Path, ending: str) -> list[Path]:
     """What was staged or stands aside below a run directory, nothing of which a user would have named so."""
-    names = re.compile(rf"\.(.+\.(ckpt|safetensors|csv|yaml)|done|rewind)(\.[0-9a-f]{{8}})?\.{ending}")
+    names = re.compile(rf"\.(.+\.(ckpt|safetensors|csv|yaml)|done)(\.[0-9a-f]{{8}})?\.{ending}")
     return [path for path in root.rglob(f".*.{ending}") if names.fullmatch(path.name)]
 
 

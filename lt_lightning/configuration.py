@@ -13,7 +13,10 @@ from lt_lightning.atomic import write_text
 LAYOUT = 2
 """Version of the run directory: which files there are, and what they hold."""
 
-GROWING = ("lottery.rounds", "lottery.controls*", "prune.rounds", "prune.controls*")
+GROWING = (
+    *("lottery.rounds", "lottery.controls*", "lottery.points*"),
+    *("prune.rounds", "prune.controls*", "prune.points*"),
+)
 """Configuration keys that may grow: what was computed stays, and what is missing is added."""
 
 NEUTRAL = (
@@ -31,6 +34,7 @@ NEUTRAL = (
     "logger*",
     "launcher*",
     "threads",
+    "share_dense",
     "prune.dry_run",
     "prune.every",
     "prune.keep_last",
@@ -91,7 +95,7 @@ def _has_grown(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
 
 
 def _is_more(now: Any, before: Any) -> bool:
-    """Whether there are more rounds, or controls that were not there."""
+    """Whether there are more rounds, or controls or points that were not there."""
     if isinstance(now, list):
         return any(each not in (before or []) for each in now)
     return before is None or now > before

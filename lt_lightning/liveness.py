@@ -4,6 +4,7 @@ It is a help for people, never a truth: what is done, the markers say. It is gon
 depends on it, and what cannot be written is left out. It holds
 
     state             "running", "waiting" (for another run), "failed" or "interrupted"
+    works_for         the state.json of a round that this run shares, while its process trains that
     host, pid, born   the process, and when it began (in ticks since the machine did), since numbers come back
     job               Slurm's job, and "_" with the task of an array; null elsewhere
     command           what goes on with the run
@@ -144,8 +145,20 @@ def judge(state: Mapping[str, Any], now: float | None = None, host: str | None =
         return said
     if state.get("host") == (host or socket.gethostname()):
         return said if _is_alive(state.get("pid"), state.get("born")) else "died"
-    silent = (time.time() if now is None else now) - float(state.get("beat") or 0.0)
+    silent = (time.time() if now is None else now) - _last_beat(state)
     return said if silent <= PATIENCE else "died"
+
+
+def is_active(state: Mapping[str, Any]) -> bool:
+    """Whether a process is at work, as far as one can tell."""
+    return judge(state) in _ACTIVE
+
+
+def _last_beat(state: Mapping[str, Any]) -> float:
+    """The last sign of life, in this file or in that of another directory in which the same process works for this."""
+    other = read(Path(state["works_for"])) if state.get("works_for") else None
+    same = other is not None and all(other.get(key) == state.get(key) for key in ("host", "pid", "born"))
+    return max(float(each.get("beat") or 0.0) for each in ([state, other] if other and same else [state]))
 
 
 def one_line(error: BaseException) -> str:

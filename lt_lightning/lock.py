@@ -8,6 +8,7 @@ without such locks there is none, and a warning says so.
 import fcntl
 import os
 import socket
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,19 @@ _holds: Counter[Path] = Counter()
 """Lock file → how often this process holds it: a loop left by an exception may live on in its traceback."""
 
 
+class InUseError(RuntimeError):
+    """Another process is at work in a directory."""
+
+
+def _forget() -> None:
+    """A forked child holds nothing, and must not end what its parent holds."""
+    _held.clear()
+    _holds.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
     """Hold the lock of a run directory while a block runs.
@@ -31,7 +45,7 @@ def hold(path: Path) -> Iterator[None]:
         path: the lock file; it exists while the lock is held.
 
     Raises:
-        RuntimeError: if another process holds it; host and process are named.
+        InUseError: if another process holds it; host and process are named.
     """
     path = path.resolve()
     if path not in _held:
@@ -46,6 +60,17 @@ def hold(path: Path) -> Iterator[None]:
             os.close(_held.pop(path))
 
 
+def is_possible(path: Path) -> bool:
+    """Whether the file system of a lock file has locks; it, and its folder, may not be there yet."""
+    folder = next(parent for parent in path.resolve().parents if parent.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _acquire(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +83,7 @@ def _acquire(path: Path) -> int:
     except (BlockingIOError, PermissionError):
         holder = os.read(descriptor, 200).decode() or "another process"
         os.close(descriptor)
-        raise RuntimeError(
+        raise InUseError(
             f"{path.parent} is in use by {holder}: two runs in one directory would overwrite each other. "
             "Wait for it to end, or choose another directory."
         ) from None

@@ -1,7 +1,8 @@
 """The lottery: which fit comes next. Only here is the order of rounds and arms known, and it is read from disk."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import lazy, liveness, lock, preview, ticketfile
+from lt_lightning import lazy, liveness, lock, preview, sharing, ticketfile
 from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import Control, Ingredients, named, reinit
@@ -23,9 +24,9 @@ from lt_lightning.plan import AUTO, Plan, control_name, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
-from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
+from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
 from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
-from lt_lightning.schedules import Schedule, geometric
+from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.ticket import Ticket, unwrap_compiled
@@ -41,16 +42,21 @@ def lottery(
     rounds: int,
     directory: str | Path,
     schedule: Schedule | None = None,
+    density: float | None = None,
     criterion: Criterion = magnitude,
     scope: Scope = globally,
     rewind: Rewind = to_point,
     rewind_step: int | str = 0,
+    points: Sequence[int | str] = (),
     controls: Sequence[Control | str] = (),
     prunable: Prunable | None = None,
     monitor: str | None = "val/loss",
     mode: str = "min",
     seed: int = 0,
+    seed_init: int | None = None,
+    seed_data: int | None = None,
     dense: bool = True,
+    dense_directory: str | Path | None = None,
     keep_last: bool = False,
     every: int | str | None = "auto",
     dry_run: bool = False,
@@ -66,11 +72,14 @@ def lottery(
             asks for redrawn weights.
         rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
         directory: the run directory; everything is stored there.
-        schedule: round → density in (0, 1]; `geometric(0.2)` if None.
+        schedule: round → density in (0, 1]; if None, `one_shot(density)`, and without a density `geometric(0.2)`.
+        density: short for `schedule=one_shot(density)`; a schedule that is given decides.
         criterion: how good each weight is.
         scope: which weights compete.
         rewind: what each round starts from.
         rewind_step: when the rewind point is taken in round 0: steps (500, "500 steps") or epochs ("2 epochs").
+        points: further moments of round 0 at which a point is saved, as `points/step-500.ckpt` or
+            `points/epoch-2.ckpt`. May grow.
         controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
             or names of ours. May grow.
         prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
@@ -79,7 +88,14 @@ def lottery(
         mode: "min" or "max": which `monitor` is the best.
         seed: of everything random: initial weights, criteria and controls that draw, and the global generators, which
             are seeded before every fit and every epoch.
+        seed_init: of the initial weights alone; `seed` if None.
+        seed_data: of the order of the data and of all that is drawn while training, such as augmentation and dropout;
+            `seed` if None.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
+        dense_directory: where runs that train alike share round 0: whichever comes first trains it, once for a seed, in
+            `<dense_directory>/<key>/seed=N`, and each takes hard links to it. The key is a hash of `config` without
+            what is about pruning, so `config` must hold all that training depends on. The ticket of that fit comes
+            before that of round 0, and says that it is `shared`. None: each run trains its own.
         keep_last: keep each fit's `last.ckpt` once it is done.
         every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", "auto"
             (every epoch, unless that takes more than a fortieth of the time), or None for the end of the fit alone.
@@ -106,29 +122,33 @@ def lottery(
     plan = Plan(
         directory=RunDirectory(directory),
         rounds=rounds,
-        schedule=schedule or geometric(0.2),
+        schedule=schedule or (geometric(0.2) if density is None else one_shot(density)),
         criterion=criterion,
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
+        points=tuple(parse_step(each, "points") for each in _listed(points)),
         controls=tuple(named(c) if isinstance(c, str) else c for c in _listed(controls)),
         prunable=layer_weights if prunable is None else _listed(prunable),
         monitor=monitor,
         mode=mode,
         seed=seed,
+        seed_init=seed if seed_init is None else seed_init,
+        seed_data=seed if seed_data is None else seed_data,
         dense=dense,
         keep_last=keep_last,
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         config=dict(config or {}),
     ).checked()
-    _check_model(model, plan)
+    _check_model(model, plan, shares=dense_directory is not None)
     if dry_run:
         return _show(plan, model)
     if is_writer():
         check_tickets(plan)
     if is_writer() and not is_config_damaged(plan):
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
-    return _fits(plan, model)
+    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense else None
+    return _fits(plan, model, shared)
 
 
 def _listed(value: Any) -> Any:
@@ -137,28 +157,35 @@ def _listed(value: Any) -> Any:
 
 
 def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
-    module = _make(model, derive(plan.seed, "init"), configure=True)
+    module = _make(model, derive(plan.seed_init, "init"), configure=True)
     if is_writer():
         preview.show(plan, unwrap_compiled(module))
     return iter(())
 
 
-def _fits(plan: Plan, model: Model) -> Iterator[Ticket]:
-    state = plan.directory.state if is_writer() else None
-    with (
-        Interruption().ends_the_run(),
-        lock.hold(plan.directory.lock) if is_writer() else nullcontext(),
-        liveness.of_run(state, len(plan.arms)),
-    ):
-        yield from _each(plan, model)
+def _fits(plan: Plan, model: Model, shared: Plan | None) -> Iterator[Ticket]:
+    with Interruption().ends_the_run(), _at_work(plan):
+        yield from _each(plan, model, shared)
 
 
-def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
+@contextmanager
+def _at_work(plan: Plan) -> Iterator[None]:
+    """Hold a run directory, and tell that a process is at work there; only the writing process does so."""
+    if not is_writer():
+        yield
+        return
+    with lock.hold(plan.directory.lock), liveness.of_run(plan.directory.state, len(plan.arms)):
+        yield
+
+
+def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Ticket]:
     if is_writer():
         recover(plan.directory.path)
         mend_config(plan)
         claim(plan.directory.config, plan.config)
         set_aside_damaged(plan)
+    if shared is not None and broadcast(sharing.is_possible(shared) and not _has_begun(plan)):
+        yield from _share_dense(plan, model, shared)
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
@@ -174,6 +201,59 @@ def _each(plan: Plan, model: Model) -> Iterator[Ticket]:
     leave()
 
 
+def _has_begun(plan: Plan) -> bool:
+    """Whether round 0 is done, or can be continued."""
+    files = plan.directory.arm(0)
+    return files.done.exists() or files.last.exists()
+
+
+def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
+    """Train what is missing of the dense round that a run shares, or wait until another run has, and take it over."""
+    naps = sharing.naps()
+    while True:
+        with ExitStack() as stack:
+            todo = broadcast(_begin(shared, stack))
+            if todo is None:
+                break
+            if todo != sharing.WAIT:
+                making = sharing.plan_for(shared, todo)
+                if is_writer():
+                    for each in (plan, shared):
+                        liveness.tell(each.directory.state, works_for=str(making.directory.state))
+                for ticket in _each(making, model):
+                    ticket.shared = True
+                    yield ticket
+                    making = ticket.plan
+                if making.directory.is_scratch:
+                    return  # a trial run shares nothing
+                if isinstance(todo, RewindStep) and is_writer():
+                    sharing.keep_point(shared, todo, making)
+                wait()
+                continue
+        if is_writer():
+            liveness.tell(plan.directory.state, state="waiting", error=f"for {shared.directory.path}")
+        time.sleep(next(naps))
+    if is_writer():
+        sharing.adopt(plan, shared)
+        liveness.tell(plan.directory.state, state="running", works_for=None, error=None)
+    wait()
+
+
+def _begin(shared: Plan, stack: ExitStack) -> sharing.Todo:
+    """What is missing of a shared round; if this process can make it, it is at work there until the stack ends."""
+    todo = sharing.missing(shared)
+    if todo is None or not is_writer():
+        return todo
+    if sharing.is_in_use_elsewhere(shared):
+        return sharing.WAIT
+    try:
+        stack.enter_context(_at_work(shared))
+    except lock.InUseError:
+        return sharing.WAIT
+    sharing.make_ready(shared)
+    return sharing.missing(shared)  # another process may have made it just now
+
+
 def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> Ticket:
     if is_writer() and round > 0:
         plan.directory.promote_next(round)
@@ -187,13 +267,13 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     module = _make(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
-    seed_all(derive(plan.seed, "body"))  # what the loop's body draws, such as a split of the data, is alike in all fits
+    seed_all(derive(plan.seed_data, "body"))  # what the loop's body draws, such as a split, is alike in all fits
     return Ticket(plan, arm, ingredients, module, resume)
 
 
 def _ingredients(plan: Plan, round: int) -> Ingredients:
     """What the ticket of a round is made of, read from disk."""
-    init_seed = derive(plan.seed, "init")
+    init_seed = derive(plan.seed_init, "init")
     if round == 0:
         return Ingredients(0, {}, None, init_seed, plan.seed)
     files = plan.directory.arm(round)
@@ -275,7 +355,7 @@ def _write_records(plan: Plan) -> None:
         write_records(plan.directory.records, plan.directory.finished())
 
 
-def _check_model(model: Model, plan: Plan) -> None:
+def _check_model(model: Model, plan: Plan, shares: bool) -> None:
     if isinstance(model, nn.Module):
         functions: list[Callable[..., Any]] = [plan.rewind, *plan.controls]
         redrawing = [f for f in functions if unwrap(f) in (reinit, redraw)]
@@ -283,6 +363,11 @@ def _check_model(model: Model, plan: Plan) -> None:
             raise ValueError(
                 f"{control_name(redrawing[0])} draws new weights, which needs a function that makes a fresh model: "
                 "pass lottery(make_model, ...), not an instance."
+            )
+        if shares:
+            raise ValueError(
+                "dense_directory shares round 0 between runs of one seed, which draws the weights, but the model is an "
+                "instance, with weights of its own: pass lottery(make_model, ...), or leave dense_directory out."
             )
     elif not callable(model):
         raise ValueError(f"model must be a function that makes a LightningModule, or an instance; got {model!r}.")

@@ -24,7 +24,16 @@ def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) ->
     'default/prune=iterative,model=conv2/seed=3'
     """
     told = [f"prune={prune}", *sorted(text for text in overrides if _tells(text))]
-    return f"{_short(_clean(name))}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+    return f"{study(name)}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+
+
+def study(name: str) -> str:
+    """The folder of an experiment, below that of all runs.
+
+    >>> study("lr 0.1: a first try")
+    'lr_0.1_a_first_try'
+    """
+    return _short(_clean(name))
 
 
 def register() -> None:

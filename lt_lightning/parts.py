@@ -8,7 +8,6 @@ checksums of the other files. Optimizers that have not stepped yet have no state
 import json
 import os
 import pickle
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint import load as load_parts
 from torch.distributed.checkpoint import save as save_parts
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from lt_lightning.atomic import remove, stage_of_directory, take_place
+from lt_lightning.atomic import link_or_copy, remove, stage_of_directory, take_place
 from lt_lightning.checksum import digest_of
 
 META = "meta.pt"
@@ -196,16 +195,9 @@ def _link(stored: Stored, key: Key, whole: Metadata, stage: Path, prefix: str) -
             target = replace(place, relative_path=prefix + place.relative_path)
             whole.storage_data[replace(index, fqn=new[index.fqn])] = target
     for file in files:
-        _link_or_copy(stored.path / file, stage / (prefix + file))
+        link_or_copy(stored.path / file, stage / (prefix + file))
     known = _manifest(stored.path)
     return {prefix + file: known[file] for file in files if file in known}
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def seal(path: Path, digests: Mapping[str, str]) -> None:

@@ -38,11 +38,14 @@ class Plan:
     scope: Scope
     rewind: Rewind
     rewind_step: RewindStep
+    points: tuple[RewindStep, ...]
     controls: tuple[Control, ...]
     prunable: Prunable
     monitor: str | None
     mode: str
     seed: int
+    seed_init: int
+    seed_data: int
     dense: bool
     keep_last: bool
     every: RewindStep | str | None
@@ -69,8 +72,10 @@ class Plan:
             raise ValueError(
                 f"rounds={self.rounds!r} must be a whole number, 0 or more: 10 is dense and ten pruned rounds."
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise ValueError(f"seed={self.seed!r} must be a whole number.")
+        for name in ("seed", "seed_init", "seed_data"):
+            seed = getattr(self, name)
+            if isinstance(seed, bool) or not isinstance(seed, Integral):
+                raise ValueError(f"{name}={seed!r} must be a whole number.")
         if self.directory.path.exists() and not self.directory.path.is_dir():
             raise ValueError(f"directory={str(self.directory.path)!r} is a file; a run needs a directory.")
         for name in ("schedule", "criterion", "scope", "rewind"):
@@ -115,11 +120,14 @@ class Plan:
             "scope": describe(self.scope),
             "rewind": describe(self.rewind),
             "rewind_step": str(self.rewind_step),
+            "points": [str(step) for step in self.points],
             "controls": [control_name(control) for control in self.controls],
             "prunable": describe(self.prunable),
             "monitor": self.monitor,
             "mode": self.mode,
             "seed": self.seed,
+            "seed_init": self.seed_init,
+            "seed_data": self.seed_data,
             "dense": self.dense,
         }
 

@@ -1,4 +1,4 @@
-"""When a rewind point is due: always at step 0, and at the step or epoch that the plan asks for."""
+"""When a rewind point is due: always at step 0, and at the steps or epochs that the plan asks for."""
 
 from pathlib import Path
 
@@ -6,24 +6,26 @@ import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from lt_lightning.plan import Plan
+from lt_lightning.rewinds import RewindStep
+from lt_lightning.rundir import RunDirectory
 from lt_lightning.twins import twins
 
 
 def check(trainer: L.Trainer, plan: Plan) -> None:
-    """Raise a ValueError if the fit is known to end at or before the rewind point."""
-    count, unit = plan.rewind_step.count, plan.rewind_step.unit
+    """Raise a ValueError if the fit is known to end at or before the rewind point, or before a further point."""
     steps = trainer.estimated_stepping_batches
     known = 0 <= steps < float("inf") and trainer.num_training_batches < float("inf")
-    countable = trainer.lightning_module.automatic_optimization and known
-    if count == 0 or not countable or _is_trial(trainer):
+    if not (known and trainer.lightning_module.automatic_optimization) or _is_trial(trainer):
         return
     steps_per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-    length = steps if unit == "steps" else steps / steps_per_epoch
-    if count >= length:
-        raise ValueError(
-            f"rewind_step={plan.rewind_step} lies at or beyond the end of the fit, which has {length:g} {unit}: "
-            "choose a smaller rewind_step, or train longer (max_epochs, max_steps)."
-        )
+    lengths = {"steps": steps, "epochs": steps / steps_per_epoch}
+    further = [("a point or rewind_step", each) for each in plan.points]
+    for name, step in (("rewind_step", plan.rewind_step), *further):
+        if step.count > 0 and step.count >= lengths[step.unit]:
+            raise ValueError(
+                f"{name}={step} lies at or beyond the end of the fit, which has {lengths[step.unit]:g} {step.unit}: "
+                f"choose a smaller {name}, or train longer (max_epochs, max_steps)."
+            )
 
 
 def reached(trainer: L.Trainer, plan: Plan, epochs: int) -> bool:
@@ -35,10 +37,20 @@ def reached(trainer: L.Trainer, plan: Plan, epochs: int) -> bool:
     return _is_trial(trainer) or (trainer.global_step if wanted.unit == "steps" else epochs) >= wanted.count
 
 
-def due(trainer: L.Trainer, plan: Plan, epochs: int, awaited: bool) -> Path | None:
-    """Where the point of this moment belongs; None if none is due. `awaited`: there is no rewind point yet."""
-    wanted = awaited and reached(trainer, plan, epochs)
-    return plan.directory.point(trainer.global_step) if wanted or trainer.global_step == 0 else None
+def further(trainer: L.Trainer, plan: Plan, epochs: int, before: int) -> list[RewindStep]:
+    """The further points of the plan that this moment is, `epochs` finished epochs and `before` steps behind it.
+
+    A batch may take several steps, of which the last one counts; a point that was passed before it was asked for is
+    not due any more.
+    """
+    spans = {"steps": range(before + 1, trainer.global_step + 1), "epochs": range(epochs, epochs + 1)}
+    return [each for each in plan.points if each.count > 0 and each.count in spans[each.unit]]
+
+
+def path_of(directory: RunDirectory, step: RewindStep) -> Path:
+    """Where the point after so many steps or epochs is found: a link, where it has the name of another step."""
+    name = f"{step.unit.removesuffix('s')}-{step.count}.ckpt"
+    return directory.point(0).with_name(name)
 
 
 def averaging_keys(trainer: L.Trainer) -> list[str]:

@@ -81,7 +81,7 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     parameters = find_prunable(module, plan.prunable)
 
     def batches() -> Iterator[Any]:
-        seed_all(derive(plan.seed, "evidence", round))
+        seed_all(derive(plan.seed_data, "evidence", round))
         for batch in cast(Iterable[Any], trainer.train_dataloader):
             yield move_data_to_device(batch, module.device)
 

@@ -89,8 +89,8 @@ class Curves:
             self.written = len(self.rows), digest(text.encode())
 
 
-def read_curves(path: Path, count: int) -> list[Mapping[str, Any]]:
-    """The first rows of a `metrics.csv`; empty cells are left out."""
+def read_curves(path: Path, count: int | None = None) -> list[Mapping[str, Any]]:
+    """The rows of a `metrics.csv`, or its first ones; empty cells are left out."""
     rows = read_records(path)[:count] if path.exists() else []
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lt_lightning import liveness, parts
-from lt_lightning.atomic import sync_directory, take_place, write_text
+from lt_lightning.atomic import link, sync_directory, take_place, write_text
 from lt_lightning.checksum import digest
 
 TICKET = "ticket"
@@ -98,12 +98,8 @@ class RunDirectory:
         return sorted(rows, key=lambda row: (row["round"], row["arm"] != TICKET, row["arm"]))
 
     def link_rewind_point(self, point: Path) -> None:
-        """Point `rewind.ckpt` at one of the points, atomically."""
-        staged = self.path / ".rewind.partial"
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(point.relative_to(self.path))
-        os.replace(staged, self.rewind_point)
-        sync_directory(self.path)
+        """Point `rewind.ckpt` at one of the points, at once."""
+        link(point, self.rewind_point)
 
     def promote_next(self, round: int) -> None:
         """Give the ticket that was found after the last round its own directory, now that the run is longer."""
@@ -129,6 +125,7 @@ class ArmDirectory:
         self.final = path / "final.ckpt"
         self.curves = path / "metrics.csv"
         self.done = path / "done"
+        self.origin = path / "trained_in"
         self.next = path / NEXT
 
     def mark_done(self, record: Mapping[str, Any]) -> None:

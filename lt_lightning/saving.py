@@ -14,9 +14,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_lightning import checkpoints, epoch_metrics, moments, points, position
+from lt_lightning.atomic import link
 from lt_lightning.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
 from lt_lightning.processes import broadcast, gather, wait
+from lt_lightning.rewinds import RewindStep
 from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import share_buffers
 from lt_lightning.strategies import is_sharded
@@ -42,7 +44,7 @@ class Saving:
         self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
         self._write_curves = write_curves
         self._interruption = Interruption()
-        self._saved_step = self._stepped = 0
+        self._saved_step = self._stepped = self._before = 0
         self._saved_at = self._saving_seconds = 0.0
         self._counters: dict[str, Any] = {}
         self._in_epoch = False
@@ -50,11 +52,11 @@ class Saving:
 
     def begin(self, trainer: L.Trainer) -> None:
         """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
+        self._saved_step = self._stepped = self._before = trainer.global_step
         self._awaits_point = self._makes_points and not broadcast(self._plan.directory.rewind_point.exists())
         if self._makes_points:
             points.check(trainer, self._plan)
             self._save_point_if_due(trainer)
-        self._saved_step = self._stepped = trainer.global_step
         self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
@@ -72,8 +74,8 @@ class Saving:
         Between two steps gradients may have gathered, which no checkpoint holds; at the last batch the epoch's end is
         the better moment.
         """
-        stepped, self._stepped = trainer.global_step != self._stepped, trainer.global_step
-        if stepped and not trainer.is_last_batch and self._is_due(trainer):
+        self._before, self._stepped = self._stepped, trainer.global_step
+        if self._stepped > self._before and not trainer.is_last_batch and self._is_due(trainer):
             self._counters, self._in_epoch = position.counters(trainer, in_epoch=True), True
 
     def epoch_ends(self, trainer: L.Trainer) -> None:
@@ -88,7 +90,8 @@ class Saving:
         """Save the end of the fit, whole and its weights alone; `trained` is whether anything was trained."""
         if trained:
             self._save(trainer, self._files.last, checkpoints.trim_last)
-        self._save(trainer, self._files.final, checkpoints.trim_weights)
+        if trained or not broadcast(self._files.final.exists()):
+            self._save(trainer, self._files.final, checkpoints.trim_weights)
 
     def obey_signals(self) -> None:
         """Raise `Interrupted` if a signal came, now that all is saved."""
@@ -113,8 +116,16 @@ class Saving:
         return self._trim is checkpoints.trim_weights
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        point = points.due(trainer, self._plan, 0, self._awaits_point) if self._awaits_point else None
-        return point is not None or self._last_is_due(trainer)
+        return self._point_is_due(trainer, 0) or self._last_is_due(trainer)
+
+    def _point_is_due(self, trainer: L.Trainer, epochs: int) -> bool:
+        if not self._makes_points:
+            return False
+        awaited = self._awaits_point and points.reached(trainer, self._plan, epochs)
+        return trainer.global_step == 0 or awaited or bool(self._further(trainer, epochs))
+
+    def _further(self, trainer: L.Trainer, epochs: int) -> list[RewindStep]:
+        return points.further(trainer, self._plan, epochs, self._before) if self._plan.points else []
 
     def _last_is_due(self, trainer: L.Trainer, epochs: int = 0) -> bool:
         """Whether it is time for `last.ckpt`; `epochs` is the number of finished epochs at the end of one."""
@@ -146,7 +157,7 @@ class Saving:
         The end of the fit is left to `save_end`: in a restarted fit the hooks of the last epoch's and of training's end
         would not run.
         """
-        if self._awaits_point:
+        if self._makes_points:
             self._save_point_if_due(trainer, epochs)
         if not position.is_over(trainer):
             if self._last_is_due(trainer, epochs):
@@ -155,14 +166,18 @@ class Saving:
         self._counters = {}
 
     def _save_point_if_due(self, trainer: L.Trainer, epochs: int = 0) -> None:
-        path = points.due(trainer, self._plan, epochs, self._awaits_point)
-        if path is None:
+        if not self._point_is_due(trainer, epochs):
             return
+        path = self._plan.directory.point(trainer.global_step)
         if not broadcast(path.exists()):
             kept = [self._key, *points.averaging_keys(trainer)]
             self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
             checkpoints.require_readable(path)
-        if points.reached(trainer, self._plan, epochs):
+        for step in self._further(trainer, epochs):
+            name = points.path_of(self._plan.directory, step)
+            if trainer.is_global_zero and name != path:
+                link(path, name)
+        if self._awaits_point and points.reached(trainer, self._plan, epochs):
             if trainer.is_global_zero:
                 self._plan.directory.link_rewind_point(path)
             wait()  # others look at it when the fit ends, which may be now

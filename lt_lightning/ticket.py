@@ -23,7 +23,7 @@ from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
 from lt_lightning.prunable import check_norms, find_prunable
 from lt_lightning.pruning import draw_next, write_dense
-from lt_lightning.records import Record
+from lt_lightning.records import Record, read_curves
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
@@ -43,6 +43,7 @@ class Ticket(Callback):
         arm: "ticket", or the control's name.
         ckpt_path: the checkpoint to fit from; None: the model as it is.
         fitted: whether its fit has ended.
+        shared: whether this is a dense round that several runs share (`dense_directory`); that of this run comes next.
     """
 
     def __init__(self, plan: Plan, arm: str, ingredients: Ingredients, model: nn.Module, resume: Path | None) -> None:
@@ -52,7 +53,7 @@ class Ticket(Callback):
         self.arm = arm
         self.plan = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
-        self.fitted = False
+        self.fitted = self.shared = False
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
@@ -111,6 +112,11 @@ class Ticket(Callback):
     def early_stop_path(self) -> str | None:
         """The weights at the best monitor; None without a monitor or before the first validation."""
         return str(self.files.early_stop) if self.files.early_stop.exists() else None
+
+    @property
+    def curves_from_elsewhere(self) -> list[Mapping[str, Any]]:
+        """The rows of `metrics.csv` that no logger of this run has seen, as its round 0 was trained in another run."""
+        return read_curves(self.files.curves) if self.files.origin.exists() else []
 
     @property
     def record(self) -> Record:
@@ -250,7 +256,7 @@ class Ticket(Callback):
         if not position.in_middle_of_epoch(trainer):
             return
         states = dict(enumerate(self._random_states))
-        position.return_to_batch(trainer, self.plan.seed, states.get(trainer.global_rank))
+        position.return_to_batch(trainer, self.plan.seed_data, states.get(trainer.global_rank))
         if metrics:
             epoch_metrics.restore(trainer, metrics)
             self._logged_before = metrics["logged"]
@@ -264,7 +270,7 @@ class Ticket(Callback):
 
     def before_search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a `Tuner` search on this ticket, from where the round starts; Lightning does so without callbacks."""
-        self._tuning.begin(trainer, self.plan.seed)
+        self._tuning.begin(trainer, self.plan.seed_data)
         if not tuning.searched_by_tuner(trainer):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
@@ -279,7 +285,7 @@ class Ticket(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the epoch's randomness a function of (seed, epoch)."""
-        position.start_epoch(trainer, self.plan.seed)
+        position.start_epoch(trainer, self.plan.seed_data)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

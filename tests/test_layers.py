@@ -35,7 +35,7 @@ FLOORS = (
     {"prunable"},
     {"plan", "ticketfile", "records", "checkpoints", "loading", "pulse"},
     {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity"},
-    {"measurements", "saving"},
+    {"measurements", "saving", "sharing"},
     {"ticket"},
     {"lottery"},
     {"__init__"},

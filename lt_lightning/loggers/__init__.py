@@ -5,8 +5,8 @@ x-axis is the round. These curves are a copy of the run directory's CSV files, s
 says so and the training goes on.
 """
 
-from lt_lightning.loggers.base import Nothing, RoundLoggers
+from lt_lightning.loggers.base import Nothing, RoundLoggers, log_curves
 from lt_lightning.loggers.tensorboard import TensorBoard
 from lt_lightning.loggers.wandb import Wandb
 
-__all__ = ["Nothing", "RoundLoggers", "TensorBoard", "Wandb"]
+__all__ = ["Nothing", "RoundLoggers", "TensorBoard", "Wandb", "log_curves"]

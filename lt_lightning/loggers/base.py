@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lightning.pytorch.loggers import Logger
 
+from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class Nothing:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         pass
+
+
+def log_curves(logger: Logger | Literal[False], ticket: "Ticket") -> Logger | Literal[False]:
+    """Give a round's logger what it has not seen, as the round was trained for several runs; returns the logger."""
+    if logger and is_writer():
+        for row in ticket.curves_from_elsewhere:
+            logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=row["step"] - 1)
+    return logger
 
 
 def measured(record: Record) -> Record:
