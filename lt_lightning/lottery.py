@@ -73,7 +73,7 @@ def lottery(
         rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
         directory: the run directory; everything is stored there.
         schedule: round → density in (0, 1]; if None, `one_shot(density)`, and without a density `geometric(0.2)`.
-        density: short for `schedule=one_shot(density)`; a schedule that is given decides.
+        density: short for `schedule=one_shot(density)`.
         criterion: how good each weight is.
         scope: which weights compete.
         rewind: what each round starts from.
@@ -119,6 +119,11 @@ def lottery(
             trainer.fit(ticket.model, datamodule, ckpt_path=ticket.ckpt_path)
         ```
     """
+    if schedule is not None and density is not None:
+        raise ValueError(
+            f"schedule and density={density} are both given, and each says how dense the rounds are: leave one out "
+            "(prune.schedule=null, or prune.density=null)."
+        )
     plan = Plan(
         directory=RunDirectory(directory),
         rounds=rounds,

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lt_lightning.configuration import NEUTRAL
 
-_ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search")
+_ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search", "study")
 """Overrides that the name already holds, or that choose hardware or a search."""
 
 _LONGEST = 120

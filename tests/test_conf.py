@@ -1,6 +1,9 @@
 """Every configuration composes and instantiates, and every experiment runs a trial."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -37,6 +40,23 @@ def test_every_experiment_says_how_to_run_it_and_where_its_numbers_come_from(exp
     assert text.startswith(f"# @package _global_\n# python train.py experiment={experiment} ")
     assert "arXiv" in text
     assert composed(f"experiment={experiment}").name == experiment
+
+
+def test_a_study_is_several_grids_in_one_sweep(tmp_path):
+    command = [sys.executable, "train.py", "--multirun", "study=lth_lenet_study", "seed=0,1", "prune.dry_run=true"]
+    options = [
+        "data.path=nowhere",
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.verbose=false",
+        "hydra.sweeper.max_batch_size=5",
+    ]
+    done = subprocess.run([*command, *options], cwd=CONF.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(r"#(\d+) : (seed=\d) .* (prune=\w+) .*?(?:prune\.density=(\S+))?$", done.stdout, re.MULTILINE)
+    densities = ["", "0.513", "0.211", "0.087", "0.036", "0.018"]
+    expected = [(f"seed={seed}", "prune=one_shot" if d else "prune=iterative", d) for d in densities for seed in (0, 1)]
+    assert sorted(job[1:] for job in jobs) == sorted(expected)
+    assert [int(job[0]) for job in jobs] == list(range(12))
 
 
 @pytest.mark.parametrize("prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune"])

@@ -24,6 +24,7 @@ _NAMES = ("experiment", "method", "run", "seed", "round", "arm", "density")
 
 _SEED = re.compile(r"seed[=_-]?\d+|\d+")
 _DENSITY = re.compile(r"(?:^|,)[^,=\[]*density=[^,\[]*(?=,|$)")
+_OVERRIDE = re.compile(r",(?![^\[]*\])")
 _DENSE = "dense"
 """The folder of rounds 0 that the runs of an experiment share, and each hold themselves."""
 
@@ -69,7 +70,29 @@ def collect(directory: str | os.PathLike[str]) -> tuple[list[Record], list[Unfin
         if missing or run.planned is None:
             expected = None if run.planned is None else len(run.planned)
             unfinished.append(Unfinished(about["run"], len(own), expected, next(iter(missing), None)))
-    return rows, unfinished
+    return _without_common_overrides(rows), unfinished
+
+
+def _without_common_overrides(rows: Sequence[Record]) -> list[Record]:
+    """Rows whose methods leave out, after the first, the overrides that all methods of their experiment have.
+
+    >>> methods = ["prune=iterative,lr=1,rounds=3", "prune=one_shot,lr=1"]
+    >>> [row["method"] for row in _without_common_overrides([{"experiment": "e", "method": m} for m in methods])]
+    ['prune=iterative,rounds=3', 'prune=one_shot']
+    """
+    methods: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        methods.setdefault(row["experiment"], {})[row["method"]] = _OVERRIDE.split(row["method"])
+    common = {
+        experiment: set.intersection(*(set(parts[1:]) for parts in found.values())) if len(found) > 1 else set()
+        for experiment, found in methods.items()
+    }
+
+    def short(experiment: str, method: str) -> str:
+        first, *rest = methods[experiment][method]
+        return ",".join([first, *(part for part in rest if part not in common[experiment])])
+
+    return [row | {"method": short(row["experiment"], row["method"])} for row in rows]
 
 
 def _records(run: runs.Run) -> list[Record]:
