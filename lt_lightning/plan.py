@@ -111,7 +111,8 @@ class Plan:
                 group_by_pattern(density, masks)
 
     def describe(self) -> dict[str, Any]:
-        """The plan as plain values, for `config.yaml` and for comparison."""
+        """The plan as plain values, for `config.yaml` and for comparison; seeds that are `seed` are left out."""
+        seeds = {"seed": self.seed, "seed_init": self.seed_init, "seed_data": self.seed_data}
         return {
             "layout": LAYOUT,
             "rounds": self.rounds,
@@ -125,9 +126,7 @@ class Plan:
             "prunable": describe(self.prunable),
             "monitor": self.monitor,
             "mode": self.mode,
-            "seed": self.seed,
-            "seed_init": self.seed_init,
-            "seed_data": self.seed_data,
+            **{name: seed for name, seed in seeds.items() if name == "seed" or seed != self.seed},
             "dense": self.dense,
         }
 

@@ -32,6 +32,7 @@ DEFAULTS = {
     "late": False,
     "averaged": False,
     "dense": True,
+    "dense_directory": None,
     "seed": 0,
     "lr": 0.005,
     "rewind": "to_point",
@@ -127,7 +128,8 @@ def main(directory, settings):
         directory=directory,
         rewind_step="6 steps",
         **functions,
-        **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "seed")},
+        **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "dense_directory", "seed")},
+        config={"script": "several"},
     )
     data = Images(digits, shape=[1, 8, 8], num_classes=10, batch_size=32, val_size=200, seed=0, mean=[0.02], std=[0.02])
     for ticket in tickets:

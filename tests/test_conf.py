@@ -47,7 +47,6 @@ def test_a_study_is_several_grids_in_one_sweep(tmp_path):
     options = [
         "data.path=nowhere",
         f"hydra.sweep.dir={tmp_path}",
-        "hydra.verbose=false",
         "hydra.sweeper.max_batch_size=5",
     ]
     done = subprocess.run([*command, *options], cwd=CONF.parent, capture_output=True, text=True)

@@ -686,14 +686,14 @@ IMAGES = [file for file in sorted(CONF.glob("*.yaml")) if file.stem != "shakespe
 def test_configurations_make_a_module_without_reading_data(file):
     first = file.read_text().splitlines()[0]
     assert first.startswith(f"# python train.py data={file.stem}")
-    config = OmegaConf.create({"seed": 7, "data": OmegaConf.load(file)})
+    config = OmegaConf.create({"seed_data": 7, "data": OmegaConf.load(file)})
     data = instantiate(config.data)
     assert (data.seed, data.shape, data.num_classes) == (7, tuple(config.data.shape), 10)
 
 
 def test_path_can_be_set_on_the_command_line(tmp_path):
     folder = write_folder(tmp_path / "data", pixels(12, (28, 28)), labels=[0, 1] * 6)
-    config = OmegaConf.create({"seed": 0, "data": OmegaConf.load(CONF / "mnist.yaml")})
+    config = OmegaConf.create({"seed_data": 0, "data": OmegaConf.load(CONF / "mnist.yaml")})
     config.data.merge_with(
         {
             "path": str(folder),
@@ -709,7 +709,7 @@ def test_path_can_be_set_on_the_command_line(tmp_path):
 
 
 def test_wrong_path_is_an_error_before_training(tmp_path):
-    config = OmegaConf.create({"seed": 0, "data": OmegaConf.load(CONF / "cifar10.yaml")})
+    config = OmegaConf.create({"seed_data": 0, "data": OmegaConf.load(CONF / "cifar10.yaml")})
     config.data.path = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
         L.Trainer(**QUIET, max_epochs=1).fit(Recorder(), instantiate(config.data))

@@ -94,6 +94,7 @@ def test_the_stored_configuration_is_the_arguments_in_plain_values(tmp_path):
             "criterion": "lt_lightning.criteria.magnitude",
             "scope": "lt_lightning.scopes.globally",
             "rewind": "lt_lightning.rewinds.to_point",
+            "points": [],
             "rewind_step": "2 epochs",
             "controls": ["reinit", "random_mask"],
             "prunable": "lt_lightning.layers.layer_weights",

@@ -40,6 +40,7 @@ def test_the_paths_are_those_that_others_read(tmp_path):
         "curves": "metrics.csv",
         "done": "done",
         "next": "next",
+        "origin": "trained_in",
     }
 
 

@@ -25,6 +25,7 @@ from lt_lightning.rundir import Checkpoint
 NAMES = ["round-00", "round-01", "round-01/reinit", "round-02", "round-02/reinit"]
 DDP = {"strategy": "ddp", "devices": 2}
 FSDP2 = {"strategy": "fsdp2", "devices": 2}
+COMMANDS = [[sys.executable], [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node=2"]]
 slow = pytest.mark.slow
 
 
@@ -258,11 +259,7 @@ def test_a_damaged_part_of_a_checkpoint_is_made_again(tmp_path):
 
 
 @slow
-@pytest.mark.parametrize(
-    "command",
-    [[sys.executable], [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node=2"]],
-    ids=["python", "torchrun"],
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=["python", "torchrun"])
 @pytest.mark.parametrize("settings", [DDP, FSDP2], ids=["ddp", "fsdp2"])
 def test_processes_that_lightning_or_torchrun_starts(tmp_path, single, command, settings):
     said = launched(command, tmp_path / "run", settings)
@@ -330,6 +327,29 @@ def test_round_0_may_end_at_the_rewind_point(tmp_path, settings):
     said = run(tmp_path / "run", settings | {"dense": False, "rounds": 1, "criterion": "random"})
     assert [row["steps"] for row in rows(tmp_path / "run")] == [6, 20, 20]
     masks(said)
+
+
+@slow
+@pytest.mark.parametrize("settings", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_processes_take_over_a_round_0_that_others_have_trained(tmp_path, settings):
+    shared = {"dense_directory": str(tmp_path / "dense")}
+    run(tmp_path / "alone", settings | {"rounds": 1})
+    run(tmp_path / "first", settings | shared | {"rounds": 0})
+    said = run(tmp_path / "second", settings | shared | {"rounds": 1})
+    assert {line["began"] for (_, name), line in said.items() if name == "round-00"} == {None}
+    (tmp_path / "second" / "round-00" / "trained_in").unlink()
+    assert_same_bits(tmp_path / "alone", tmp_path / "second")
+
+
+@slow
+@pytest.mark.parametrize("command", COMMANDS, ids=["python", "torchrun"])
+def test_processes_that_lightning_or_torchrun_starts_train_a_shared_round_0(tmp_path, command):
+    shared = DDP | {"dense_directory": str(tmp_path / "dense"), "rounds": 1}
+    launched(command, tmp_path / "run", shared)
+    launched(command, tmp_path / "another", shared)
+    assert len(list((tmp_path / "dense").glob("*/seed=0/round-00/done"))) == 1
+    run(tmp_path / "alone", DDP | {"rounds": 1})
+    assert rows(tmp_path / "run") == rows(tmp_path / "another") == rows(tmp_path / "alone")
 
 
 # Ticket files

@@ -271,5 +271,5 @@ def test_a_hub_name_out_of_reach_says_how_to_get_it(tmp_path, monkeypatch):
 def test_the_configuration_makes_a_module_without_reading_data():
     file = CONF / "shakespeare.yaml"
     assert file.read_text().startswith("# python train.py model=gpt data=shakespeare")
-    data = instantiate(OmegaConf.create({"seed": 7, "data": OmegaConf.load(file)}).data)
+    data = instantiate(OmegaConf.create({"seed_data": 7, "data": OmegaConf.load(file)}).data)
     assert (data.seed, data.vocabulary, data.context, data.batch_size) == (7, 65, 64, 12)
