@@ -3,8 +3,9 @@
     python benchmarks/chaos.py                              100 jobs, a kill every 4 seconds on average
     python benchmarks/chaos.py --jobs 20 --seconds 2        fewer jobs, more kills
 
-A job is killed by SIGKILL, by `scontrol requeue`, or by a job of a higher partition that wants a core of its node. The
-sweep's command is typed again until no job of it failed. Needs Debian's slurm-wlm and munge.
+Four jobs of each seed share their dense round. A job is killed by SIGKILL, by `scontrol requeue`, or by a job of a
+higher partition that wants a core of its node. The sweep's command is typed again until no job of it failed. Needs
+Debian's slurm-wlm and munge.
 """
 
 import argparse
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import cluster
 
-EPOCHS, FITS = 3, 3
+EPOCHS, FITS, SHARE = 3, 3, 4
 SHORT = [f"trainer.max_epochs={EPOCHS}", "prune.rounds=1", "prune.controls=[reinit]", "prune.every=1 epoch"]
 
 
@@ -59,7 +60,7 @@ def sweep(root, command, env, draws, seconds, kills):
                 process.kill()
                 raise
             except subprocess.TimeoutExpired:  # time for a kill
-                runs = list(root.glob("default/*/seed=*"))
+                runs = [*root.glob("default/*/seed=*"), *root.glob("default/dense/*/seed=*")]
                 draws.shuffle(runs)
                 way = draws.choice(["SIGKILL", "SIGKILL", "requeue", "preemption"])
                 kills[way] += any(kill(run, way, env) for run in runs)
@@ -70,7 +71,8 @@ def main(jobs, seconds, seed=0):
         root = Path(folder) / "runs"
         root.mkdir()
         launcher = ["launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.partition=low"]
-        command = [*SHORT, f"seed=range({jobs})", f"hydra.sweep.dir={root}", *launcher]
+        seeds, fractions = jobs // SHARE, "prune.schedule.fraction=0.1,0.2,0.4,0.6"
+        command = [*SHORT, f"seed=range({seeds})", fractions, f"hydra.sweep.dir={root}", *launcher]
         kills, commands, start, code = Counter(), 0, monotonic(), 1
         while code and commands < 20:
             code, printed = sweep(root, command, env, random.Random(seed + commands), seconds, kills)
@@ -79,9 +81,12 @@ def main(jobs, seconds, seed=0):
         took = monotonic() - start
         runs = sorted(root.glob("default/*/seed=*"))
         complete = [run for run in runs if len(list(run.rglob("done"))) == FITS]
-        fits = {f"{run.name}/{fit}": count for run in runs for fit, count in cluster.trained(run).items()}
-    begun, wanted = sum(fits.values()), jobs * FITS * EPOCHS
-    print(f"{len(complete)} of {jobs} runs complete; the command was typed {commands} times, exit code {code} at last")
+        shared = sorted(root.glob("default/dense/*/seed=*"))
+        fits = {f"{run}/{fit}": count for run in (*runs, *shared) for fit, count in cluster.trained(run).items()}
+    begun, wanted = sum(fits.values()), (seeds + jobs * (FITS - 1)) * EPOCHS
+    assert len(fits) == seeds + jobs * (FITS - 1), "a dense round was trained by more than one run"
+    print(f"{len(complete)} of {jobs} runs complete, with {len(shared)} dense rounds that they share")
+    print(f"the command was typed {commands} times, exit code {code} at last")
     print(f"kills: {', '.join(f'{count} {way}' for way, count in kills.items())}, {sum(kills.values())} in all")
     print(f"epochs begun: {begun}, needed: {wanted}: {begun - wanted} twice, in flight when their job was killed")
     print(f"{took:.0f} s, {60 * jobs / took:.1f} jobs a minute on {os.cpu_count()} cores")
@@ -92,7 +97,7 @@ def main(jobs, seconds, seed=0):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=100, help=f"a multiple of {SHARE}")
     parser.add_argument("--seconds", type=float, default=4.0, help="between two kills, on average")
     arguments = parser.parse_args()
     main(arguments.jobs, arguments.seconds)
