@@ -5,8 +5,10 @@ This module imports no torch before a command runs.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,25 @@ Writes layers.csv, units.csv, layers.png and, for images, pixels.png.
 example:
   python -m lt_lightning analyse layers runs/mine
 """
+_INSTABILITY = """\
+Trains copies from a point of the run, under the masks of a round, that see the data in other orders; then tests
+weights on the line between each two of them. The barrier is the largest error on the line less the mean of its ends;
+below 2 points the network is stable (Frankle et al. 2020, arXiv 1912.05671). Several runs are several initial weights:
+the paper takes 3 runs and 3 orders.
+
+The copies are trained as the run was, from its config.yaml, on one device. They are kept in RUN/analysis/instability
+(or below --output): the same command goes on where it was, and trains nothing twice. Statistics of batch norm are
+computed anew at every place on the line.
+
+Writes instability.csv (error and loss at every place), barriers.csv and instability.png.
+
+examples:
+  python -m lt_lightning analyse instability RUN                            the dense network, from the rewind point
+  python -m lt_lightning analyse instability RUN --round 0 3 --orders 3     and the ticket of round 3, three orders
+  python -m lt_lightning analyse instability RUN --step 0 500               if the run has both points
+  python -m lt_lightning analyse instability runs/lenet --orders 3          every run below, as one table
+  python -m lt_lightning analyse instability RUN --set data.path=FOLDER     where the data lies now
+"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,21 @@ def add(commands: Any, style: Any) -> None:
         one.add_argument("--output", metavar="DIR", help="where to write; see above if left out")
         one.add_argument("--json", action="store_true", help="for programs: the tables, what is missing, the files")
         one.set_defaults(analyse=analyse)
+        if name == "instability":
+            _add_instability(one)
+
+
+def _add_instability(one: argparse.ArgumentParser) -> None:
+    numbers: dict[str, Any] = {"metavar": "N", "type": int}
+    one.add_argument(
+        "--round", **numbers, nargs="+", default=[0], help="whose masks; 0, the dense network, if left out"
+    )
+    one.add_argument(
+        "--step", **numbers, nargs="+", default=[None], help="from which point; where the round itself began"
+    )
+    one.add_argument("--orders", **numbers, default=2, help="how many copies (2)")
+    one.add_argument("--places", **numbers, default=30, help="how many weights on a line, both ends among them (30)")
+    one.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="what changes no result")
 
 
 def run(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -168,6 +204,38 @@ def _layers(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findi
         yield Findings(_named("layers", name, found), layers.text(rows), _of_run(rows, each), written, notes)
 
 
+def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findings]:
+    from lt_lightning.analysis import instability, recipe
+
+    _quiet()
+    rows: list[dict[str, Any]] = []
+    recipes = {each.path: recipe.of_run(each.path, given.set) for each in found}  # errors before any training
+    for each, folder, name in _apart(found, given):
+        measure = partial(instability.measure, each.path, recipes[each.path], orders=given.orders, places=given.places)
+        for round, step in ((round, step) for round in given.round for step in given.step):
+            measured = measure(round=round, step=step, output=folder / "instability", tell=partial(_tell, name))
+            rows += [{"run": name, **row} for row in measured]
+    barriers, folder = instability.summarize(rows), _together(found, given)
+    tables = [_table(folder / "instability.csv", rows), _table(folder / "barriers.csv", barriers)]
+    picture = instability.draw(folder / "instability.png", rows)
+    yield Findings("instability", instability.text(rows), barriers, [*tables, picture])
+
+
+def _quiet() -> None:
+    """Say what `train.py` says, and no more."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on a cluster's login node
+
+
+def _tell(run: str, text: str) -> None:
+    print(f"{run}: {text}", file=sys.stderr, flush=True)
+
+
 def _named(analysis: str, name: str, found: Sequence["Run"]) -> str:
     return f"{analysis}: {name}" if len(found) > 1 else analysis
 
@@ -208,5 +276,6 @@ _ANALYSES: dict[str, tuple[str, str, Analyse]] = {
     "all": ("overlap, movement and layers", _EPILOG, _all),
     "overlap": ("what masks have in common, against chance", _OVERLAP, _overlap),
     "movement": ("how far kept and pruned weights moved", _MOVEMENT, _movement),
+    "instability": ("whether copies with other orders of data end alike; trains", _INSTABILITY, _instability),
     "layers": ("density, dead units and connections by layer", _LAYERS, _layers),
 }

@@ -222,7 +222,7 @@ def _lines(axes: "Axes", rows: Sequence[Row]) -> None:
         spread = [[row["jaccard"] for row in own] for own in groups]
         label = f"mean of {len(by_pair)} pairs of runs, from the least to the most"
         axes.plot(where, [*map(_mean, spread)], label=label, **report.look(0, 0, dashed=False))
-        band = {"color": report.COLOURS[0], "alpha": 0.15, "linewidth": 0}
+        band: Any = {"color": report.COLOURS[0], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(where, [*map(min, spread)], [*map(max, spread)], **band)
     chances = [_mean([row["chance"] for row in own]) for own in groups]
     axes.plot(where, chances, color="0.35", linestyle=":", linewidth=1.2, label="chance")
