@@ -205,14 +205,18 @@ def _layers(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findi
 
 
 def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findings]:
-    from lt_lightning.analysis import instability, recipe
+    from lt_lightning.analysis import copies, instability, recipe
 
     _quiet()
     rows: list[dict[str, Any]] = []
-    recipes = {each.path: recipe.of_run(each.path, given.set) for each in found}  # errors before any training
+    settings = [(round, step) for round in given.round for step in given.step]
+    recipes = {each.path: recipe.of_run(each.path, given.set) for each in found}
+    for each in found:  # errors before any training
+        for round, step in settings:
+            copies.find_start(each.path, round, step)
     for each, folder, name in _apart(found, given):
         measure = partial(instability.measure, each.path, recipes[each.path], orders=given.orders, places=given.places)
-        for round, step in ((round, step) for round in given.round for step in given.step):
+        for round, step in settings:
             measured = measure(round=round, step=step, output=folder / "instability", tell=partial(_tell, name))
             rows += [{"run": name, **row} for row in measured]
     barriers, folder = instability.summarize(rows), _together(found, given)

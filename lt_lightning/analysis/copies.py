@@ -130,8 +130,8 @@ def _claim(folder: Path, start: Start) -> None:
     path = folder / "copies-of"
     if path.exists() and path.read_text("utf-8").strip() != start.ticket:
         raise ValueError(
-            f"{folder} holds copies of another ticket of {start}: choose another --output, or remove it if they are not "
-            "needed."
+            f"{folder} holds copies of another ticket of {start}: choose another --output, or remove it if they are no "
+            "longer needed."
         )
     write_text(path, start.ticket + "\n")
 

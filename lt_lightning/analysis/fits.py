@@ -92,15 +92,13 @@ def of(run: runs.Run, *, controls: bool = True) -> list[Fit]:
 
 
 def missing(found: Sequence[runs.Run]) -> Iterator[str]:
-    """A line for each run that is not done: how far it is, and from where on it is left out."""
+    """A line for each run that is not done: how far it is, and what it lacks first."""
     for run in found:
         lacking = [fit for fit in run.planned or [] if fit not in run.done]
         if lacking:
             round, arm = lacking[0]
-            yield (
-                f"{run.path}: {len(run.done)} of {len(run.planned or [])} fits are done; from round {round} ({arm}) on "
-                "nothing is known yet"
-            )
+            done = f"{len(run.done)} of {len(run.planned or [])} fits are done"
+            yield f"{run.path}: {done}; the first that is missing is that of round {round} ({arm})"
 
 
 def names(found: Sequence[runs.Run]) -> dict[str, str]:
