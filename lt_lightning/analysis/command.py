@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Each takes one or more runs, or directories with runs below, and looks at the rounds that are done. Tables (CSV) and
 pictures (PNG) go to RUN/analysis, or to --output; a comparison of several runs to `analysis` in the directory that they
-have in common. A run that is at work is not disturbed.
+have in common. A run that is at work is not disturbed. The exit code is 2 if there is nothing to look at.
 
 examples:
   python -m lt_lightning analyse all runs/mine                              everything that needs no training

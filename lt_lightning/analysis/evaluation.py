@@ -5,6 +5,7 @@ batches for every state, as Garipov et al. 2018 (arXiv 1802.10026) do for states
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,9 @@ def _statistics(recipe: Recipe, make: Callable[..., L.Trainer], seed: int) -> Ca
 
     def compute(module: Any) -> None:
         seed_all(derive(seed, "statistics"))
-        trainer.validate(module, dataloaders=data.train_dataloader(), verbose=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*sampler has shuffling enabled")  # they are training batches
+            trainer.validate(module, dataloaders=data.train_dataloader(), verbose=False)
 
     return compute
 
