@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Tiny, play
 
-from lt_lightning import load_ticket, redraw, runs
+from lt_lightning import load_ticket, parts, redraw, runs
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import fits, layers, movement, overlap, report
 from lt_lightning.rundir import Checkpoint, RunDirectory
@@ -140,6 +140,15 @@ def test_a_fit_whose_start_is_not_stored_is_left_out(tmp_path):
     play(tmp_path / "run", rounds=1, test=False, rewind=redraw, options={"max_epochs": 1})
     (found,) = fits.find([tmp_path])
     assert {row["round"] for row in movement.tabulate(found)} == {0}
+
+
+def test_checkpoints_in_parts_are_read_as_well(run):
+    before = movement.tabulate(run)
+    for final in RunDirectory(run.path).path.glob("round-*/final.ckpt"):
+        content = dict(Checkpoint(final))
+        final.unlink()
+        parts.write(content, final)
+    assert movement.tabulate(run) == before
 
 
 def test_the_distributions_add_up():

@@ -11,7 +11,7 @@ import torch
 from app import run as run_train
 from tiny import STEPS_PER_EPOCH, Tiny, data, loaders, play
 
-from lt_lightning import keep_weights, load_ticket, redraw
+from lt_lightning import keep_weights, load_ticket, parts, redraw
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import copies, evaluation, instability
 from lt_lightning.analysis.recipe import Recipe, of_run
@@ -342,3 +342,18 @@ def test_all_steps_are_looked_for_before_anything_is_trained(digits, tmp_path, c
     assert main(["analyse", "instability", str(digits), "--step", "0", "9", "--output", str(tmp_path)]) == 2
     assert "has no point at step 9, only at 0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_in_parts_give_the_same(run, tmp_path):
+    """As a sharded run leaves them: directories."""
+    whole = instability.measure(run, RECIPE, step=0, places=3, output=tmp_path / "whole")
+    point = run / "points" / "step-0.ckpt"
+    content = dict(Checkpoint(point))
+    names = [name for name, _ in Tiny().named_parameters()]
+    (optimizer,) = content["optimizer_states"]
+    groups = [{**group, "params": [names[n] for n in group["params"]]} for group in optimizer["param_groups"]]
+    content["optimizer_states"] = [optimizer | {"param_groups": groups}]
+    point.unlink()
+    parts.write(content, point)
+    assert point.is_dir()
+    assert instability.measure(run, RECIPE, step=0, places=3, output=tmp_path / "parts") == whole
