@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,12 +218,25 @@ def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[
     for each, folder, name in _apart(found, given):
         measure = partial(instability.measure, each.path, recipes[each.path], orders=given.orders, places=given.places)
         for round, step in settings:
-            measured = measure(round=round, step=step, output=folder / "instability", tell=partial(_tell, name))
+            with _goes_on():
+                measured = measure(round=round, step=step, output=folder / "instability", tell=partial(_tell, name))
             rows += [{"run": name, **row} for row in measured]
     barriers, folder = instability.summarize(rows), _together(found, given)
     tables = [_table(folder / "instability.csv", rows), _table(folder / "barriers.csv", barriers)]
     picture = instability.draw(folder / "instability.png", rows)
     yield Findings("instability", instability.text(rows), barriers, [*tables, picture])
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Say how to go on, if the block is interrupted."""
+    from lt_lightning.interruption import Interrupted
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def _quiet() -> None:

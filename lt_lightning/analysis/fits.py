@@ -11,7 +11,7 @@ from lt_lightning import runs
 from lt_lightning.analysis import report
 from lt_lightning.masks import plain_name
 from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
-from lt_lightning.ticketfile import load_ticket
+from lt_lightning.ticketfile import load_ticket, read
 
 ALL = "all"
 """Stands for all layers together, where a table has a row per layer."""
@@ -38,7 +38,7 @@ class Fit:
 
     def masks(self) -> dict[str, Tensor]:
         """Parameter name → bool tensor, True is kept; in the order of the module's parameters."""
-        return dict(load_ticket(self.files.ticket).masks)
+        return dict(read(self.files.ticket).masks)
 
     def start(self) -> dict[str, Tensor] | None:
         """Parameter name → prunable weight at the start of the fit, before it was masked; None if that is not stored.
@@ -50,15 +50,13 @@ class Fit:
 
     def end(self) -> dict[str, Tensor]:
         """Parameter name → prunable weight at the end of the fit."""
-        return _chosen(
-            model_state(Checkpoint(self.files.final)), load_ticket(self.files.ticket).masks, self.files.final
-        )
+        return _chosen(model_state(Checkpoint(self.files.final)), read(self.files.ticket).masks, self.files.final)
 
     def next_masks(self) -> dict[str, Tensor] | None:
         """The masks that were drawn from the end of this fit; None if it is a control, or none were."""
         files = RunDirectory(self.run).arm(self.round + 1).ticket, ArmDirectory(self.files.next).ticket
         found = next((file for file in files if file.exists()), None) if self.arm == TICKET else None
-        return dict(load_ticket(found).masks) if found else None
+        return dict(read(found).masks) if found else None
 
 
 def _chosen(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
