@@ -225,7 +225,7 @@ def _lines(axes: "Axes", rows: Sequence[Row]) -> None:
         band: Any = {"color": report.COLOURS[0], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(where, [*map(min, spread)], [*map(max, spread)], **band)
     chances = [_mean([row["chance"] for row in own]) for own in groups]
-    axes.plot(where, chances, color="0.35", linestyle=":", linewidth=1.2, label="chance")
+    axes.plot(where, chances, color="0.1", linestyle=":", linewidth=1.4, label="chance", zorder=5)
     axes.set_ylim(0, 1)
     axes.set_ylabel("Jaccard index, all layers")
     report.density_axis(axes, _densities(rows))
