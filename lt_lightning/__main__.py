@@ -1,4 +1,4 @@
-"""Look at a study from the command line: `python -m lt_lightning status DIR`, `python -m lt_lightning summary DIR`."""
+"""Look at a study from the command line: `python -m lt_lightning status DIR`, `summary DIR`, `analyse ANALYSIS RUN`."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_lightning import status
+from lt_lightning.analysis import command
 
 _STATUS = """\
 States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing
@@ -64,17 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--json", action="store_true", help="for programs: the aggregated table, and unfinished runs")
     two.set_defaults(run=_summary)
 
+    command.add(commands, style)
+    commands.choices["analyse"].set_defaults(run=_analyse)
+
     given = parser.parse_args(arguments)
     try:
         return given.run(given)
-    except (NotADirectoryError, ValueError) as error:
+    except BrokenPipeError:  # as by `| head`
+        sys.stderr.close()
+        return 0
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"lt_lightning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as by `| head`
-        sys.stderr.close()
-        return 0
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -107,6 +111,12 @@ def _summary(given: argparse.Namespace) -> int:
         print(f"unfinished  {each}")
     for name in ("summary.csv", "summary.parquet", "aggregated.csv", picture.name):
         print(f"written     {output / name}")
+    return 0
+
+
+def _analyse(given: argparse.Namespace) -> int:
+    found, text = command.run(given)
+    print(_json(found) if given.json else text)
     return 0
 
 

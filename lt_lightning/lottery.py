@@ -162,7 +162,7 @@ def _listed(value: Any) -> Any:
 
 
 def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
-    module = _make(model, derive(plan.seed_init, "init"), configure=True)
+    module = fresh_module(model, derive(plan.seed_init, "init"), configure=True)
     if is_writer():
         preview.show(plan, unwrap_compiled(module))
     return iter(())
@@ -259,6 +259,28 @@ def _begin(shared: Plan, stack: ExitStack) -> sharing.Todo:
     return sharing.missing(shared)  # another process may have made it just now
 
 
+def once(plan: Plan, model: Model, arm: str, ingredients: Ingredients) -> Iterator[Ticket]:
+    """One fit outside a lottery's order: its ticket, as `lottery` yields it, or none if it is done already.
+
+    It draws no next ticket and saves no rewind points. An analysis trains copies with it; see `lottery` for what the
+    body of the loop has to do.
+
+    Args:
+        plan: whose directory it goes to, another than the lottery's, and whose seed decides the order of the data.
+        model: as for `lottery`.
+        arm: its name, other than "ticket".
+        ingredients: what it is made of.
+    """
+    files = plan.directory.arm(ingredients.round, arm)
+    with Interruption().ends_the_run(), lock.hold(plan.directory.lock):
+        recover(plan.directory.path)
+        if not files.done.exists():
+            resume = files.last if files.last.exists() else None
+            ticket = Ticket(plan, arm, ingredients, fresh_module(model, ingredients.init_seed), resume)
+            yield ticket
+            _finish(ticket)
+
+
 def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> Ticket:
     if is_writer() and round > 0:
         plan.directory.promote_next(round)
@@ -269,7 +291,7 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     ingredients = _ingredients(plan, round)
     if control:
         ingredients = control(ingredients)
-    module = _make(model, ingredients.init_seed)
+    module = fresh_module(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
     seed_all(derive(plan.seed_data, "body"))  # what the loop's body draws, such as a split, is alike in all fits
@@ -312,8 +334,8 @@ def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Mo
     file.write(plan.directory.arm(round, arm).ticket)
 
 
-def _make(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
-    """A model whose parameters have shapes; `configure` does what else the Trainer would do for that."""
+def fresh_module(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
+    """A model made under a seed, whose parameters have shapes; `configure` does what the Trainer would do for that."""
     with seeded(seed):
         made = model if isinstance(model, nn.Module) else model()
         module = unwrap_compiled(made)

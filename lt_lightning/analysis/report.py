@@ -31,6 +31,9 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
 }
 
+Span = tuple[float, float]
+"""The least and the largest of the values that have a colour."""
+
 
 def draw(directory: str | os.PathLike[str]) -> Path:
     """Draw ``report.png`` of the run in `directory` and return its path.
@@ -178,17 +181,76 @@ def look(colour: int, marker: int, *, dashed: bool) -> dict[str, Any]:
     }
 
 
-def density_axis(axes: "Axes", densities: list[float]) -> None:
-    """Put dense at the left, sparse at the right, in percent of the weights kept."""
+def density_axis(axes: "Axes", densities: list[float], most: int = 6) -> None:
+    """Put dense at the left, sparse at the right, in percent of the weights kept, with up to `most` labels or so."""
     from matplotlib.ticker import NullLocator
 
-    labelled = ticks(densities)
+    labelled = ticks(densities, most)
     margin = max(1.1, (max(densities) / min(densities)) ** 0.04)
     axes.set_xscale("log")
     axes.set_xlim(max(densities) * margin, min(densities) / margin)
     axes.set_xticks(labelled, [f"{100 * density:.3g}" for density in labelled])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("weights kept (%)")
+
+
+def heat(
+    axes: "Axes",
+    values: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    span: Span,
+) -> None:
+    """Draw a matrix as colours, with a bar that tells the values, and the values themselves if they are few.
+
+    Args:
+        axes: where.
+        values: a list for each row; NaN is left white.
+        rows: names of the rows, from the top.
+        columns: names of the columns; every so many are shown if there are many.
+        label: what the values are.
+        span: the least and the largest value; if 0 is in their middle it is white, and they differ in hue.
+    """
+    around_zero = span[0] == -span[1]
+    colours = "PuOr_r" if around_zero else "cividis"
+    image = axes.imshow(values, cmap=colours, aspect="auto", vmin=span[0], vmax=span[1], interpolation="nearest")
+    for name, labels in (("x", columns), ("y", rows)):
+        every = -(-len(labels) // (12 if name == "x" else 24))
+        places = range(0, len(labels), every)
+        getattr(axes, f"set_{name}ticks")(places, [labels[place] for place in places])
+    axes.tick_params(length=0)
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    bar.outline.set_visible(False)
+    if len(columns) > 8 or len(rows) > 12:
+        return
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if math.isfinite(value):
+                share = (value - span[0]) / (span[1] - span[0])
+                dark = abs(share - 0.5) > 0.3 if around_zero else share < 0.5
+                text = f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+                axes.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+
+
+def short_names(names: Sequence[str], most: int = 28) -> list[str]:
+    """Names of parameters without the first and last parts that all have in common.
+
+    >>> short_names(["network.hidden1.weight", "network.output.weight"])
+    ['hidden1', 'output']
+    >>> short_names(["weight"])
+    ['weight']
+    """
+    parts = [name.split(".") for name in names]
+    for end in (0, -1):
+        while all(len(each) > 1 for each in parts) and len({each[end] for each in parts}) == 1:
+            for each in parts:
+                each.pop(end)
+    return [shorten(".".join(each), most) for each in parts]
 
 
 def shorten(text: str, most: int) -> str:
