@@ -11,14 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_lightning.controls import Control, Ingredients, random_mask, reinit
-    from lt_lightning.criteria import Criterion, Evidence, magnitude, magnitude_increase, movement, random
+    from lt_lightning.criteria import (
+        Criterion,
+        Evidence,
+        large_final,
+        large_final_diff_sign,
+        large_final_same_sign,
+        large_init,
+        large_init_large_final,
+        magnitude,
+        magnitude_increase,
+        magnitude_increase_diff_sign,
+        magnitude_increase_same_sign,
+        movement,
+        random,
+        small_final,
+        small_init,
+        small_init_small_final,
+    )
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
     from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
-    from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
-    from lt_lightning.scopes import Scope, globally, layerwise
+    from lt_lightning.schedules import Schedule, cubic, explicit, geometric, one_shot, rounds_to
+    from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
     from lt_lightning.ticket import Ticket
     from lt_lightning.ticketfile import TicketFile, load_ticket
 
@@ -39,38 +56,70 @@ __all__ = [
     "Ticket",
     "TicketFile",
     "Weights",
+    "balanced",
+    "channels",
+    "cubic",
     "density",
+    "erk",
     "explicit",
     "fine_tune",
     "geometric",
     "globally",
     "keep_weights",
+    "large_final",
+    "large_final_diff_sign",
+    "large_final_same_sign",
+    "large_init",
+    "large_init_large_final",
     "layer_weights",
     "layerwise",
     "load_ticket",
     "lottery",
     "magnitude",
     "magnitude_increase",
+    "magnitude_increase_diff_sign",
+    "magnitude_increase_same_sign",
     "movement",
+    "n_m",
     "one_shot",
     "random",
     "random_mask",
     "redraw",
     "reinit",
     "rounds_to",
+    "small_final",
+    "small_init",
+    "small_init_small_final",
     "to_point",
 ]
 
 _MODULES = {
     "controls": ("Control", "Ingredients", "random_mask", "reinit"),
-    "criteria": ("Criterion", "Evidence", "magnitude", "magnitude_increase", "movement", "random"),
+    "criteria": (
+        "Criterion",
+        "Evidence",
+        "large_final",
+        "large_final_diff_sign",
+        "large_final_same_sign",
+        "large_init",
+        "large_init_large_final",
+        "magnitude",
+        "magnitude_increase",
+        "magnitude_increase_diff_sign",
+        "magnitude_increase_same_sign",
+        "movement",
+        "random",
+        "small_final",
+        "small_init",
+        "small_init_small_final",
+    ),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
     "rewinds": ("Rewind", "State", "fine_tune", "keep_weights", "redraw", "to_point"),
-    "schedules": ("Schedule", "explicit", "geometric", "one_shot", "rounds_to"),
-    "scopes": ("Scope", "globally", "layerwise"),
+    "schedules": ("Schedule", "cubic", "explicit", "geometric", "one_shot", "rounds_to"),
+    "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
     "ticket": ("Ticket",),
     "ticketfile": ("TicketFile", "load_ticket"),
 }

@@ -25,7 +25,7 @@ from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, parse_step, redraw, to_point
 from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
-from lt_lightning.schedules import Schedule, geometric
+from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.ticket import Ticket, unwrap_compiled
@@ -41,6 +41,7 @@ def lottery(
     rounds: int,
     directory: str | Path,
     schedule: Schedule | None = None,
+    density: float | None = None,
     criterion: Criterion = magnitude,
     scope: Scope = globally,
     rewind: Rewind = to_point,
@@ -66,7 +67,8 @@ def lottery(
             asks for redrawn weights.
         rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
         directory: the run directory; everything is stored there.
-        schedule: round → density in (0, 1]; `geometric(0.2)` if None.
+        schedule: round → density in (0, 1]; if None, `one_shot(density)`, and without a density `geometric(0.2)`.
+        density: short for `schedule=one_shot(density)`; a schedule that is given decides.
         criterion: how good each weight is.
         scope: which weights compete.
         rewind: what each round starts from.
@@ -106,7 +108,7 @@ def lottery(
     plan = Plan(
         directory=RunDirectory(directory),
         rounds=rounds,
-        schedule=schedule or geometric(0.2),
+        schedule=schedule or (geometric(0.2) if density is None else one_shot(density)),
         criterion=criterion,
         scope=scope,
         rewind=rewind,

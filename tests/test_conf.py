@@ -1,6 +1,7 @@
 """Every configuration composes and instantiates, and every experiment runs a trial."""
 
 import importlib.util
+import inspect
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
+from lt_lightning import criteria, rewinds, schedules, scopes
 from lt_lightning.models import Classifier
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -51,19 +53,26 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
-def test_every_function_of_a_family_has_a_configuration_of_its_name():
-    expected = {
-        "criterion": {"magnitude", "random", "magnitude_increase", "movement"},
-        "scope": {"globally", "layerwise"},
-        "rewind": {"to_point", "keep_weights", "fine_tune", "redraw"},
-        "schedule": {"geometric", "one_shot", "explicit"},
+FAMILIES = {"criterion": [criteria], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
+"""Group of configurations → the modules that hold its functions."""
+
+HELPERS = {"keep_best", "select", "group_by_pattern", "expected_density", "apportion", "parse_step", "rounds_to"}
+"""Public functions of these modules that belong to no family."""
+
+
+@pytest.mark.parametrize("group", FAMILIES)
+def test_every_function_of_a_family_has_a_configuration_of_its_name(group):
+    found = {
+        f"{module.__name__}.{name}"
+        for module in FAMILIES[group]
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in HELPERS and name[0] != "_"
     }
-    for group, names in expected.items():
-        assert {path.stem for path in (CONF / "prune" / group).glob("*.yaml")} == names
-        for name in names:
-            cfg = composed(f"prune/{group}={name}")
-            assert cfg.prune[group]._target_.rpartition(".")[2] == name
-            assert callable(instantiate(cfg.prune[group]))
+    made = {path.stem: composed(f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")}
+    assert {cfg.prune[group]._target_ for cfg in made.values()} == found
+    for name, cfg in made.items():
+        assert cfg.prune[group]._target_.rpartition(".")[2] == name
+        assert callable(instantiate(cfg.prune[group]))
 
 
 def test_the_experiments_have_their_papers_hyperparameters():
@@ -133,3 +142,10 @@ def test_any_other_module_is_a_model_through_its_target(tmp_path):
 
 class Other(Classifier):
     pass
+
+
+def test_a_density_is_short_for_a_one_shot_schedule():
+    cfg = composed("prune=one_shot", "prune.density=0.05")
+    assert instantiate(cfg.prune.schedule)(1) == 0.05
+    assert instantiate(composed("prune=one_shot", "prune.schedule.density=0.02").prune.schedule)(1) == 0.02
+    assert "prune.density=0.05" in cfg.hydra.run.dir
