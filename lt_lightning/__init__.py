@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lt_lightning.at_init import grasp, snip, synflow
     from lt_lightning.controls import Control, Ingredients, random_mask, reinit
     from lt_lightning.criteria import (
         Criterion,
@@ -65,6 +66,7 @@ __all__ = [
     "fine_tune",
     "geometric",
     "globally",
+    "grasp",
     "keep_weights",
     "large_final",
     "large_final_diff_sign",
@@ -90,10 +92,13 @@ __all__ = [
     "small_final",
     "small_init",
     "small_init_small_final",
+    "snip",
+    "synflow",
     "to_point",
 ]
 
 _MODULES = {
+    "at_init": ("grasp", "snip", "synflow"),
     "controls": ("Control", "Ingredients", "random_mask", "reinit"),
     "criteria": (
         "Criterion",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_lightning.masks import Masks, Scores, Weights
+from lt_lightning.masks import Density, Masks, Scores, Weights
 from lt_lightning.seeding import generator
 from lt_lightning.sharded import spread, whole
 
@@ -28,22 +28,29 @@ class Evidence:
     Args:
         round: the round that has just been trained.
         masks: the masks it was trained under, on the CPU.
+        density: that of the next round, or one per name pattern.
+        scope: which weights will compete, as `lottery` was given it.
         seed: of the experiment; with the round it seeds `generator`.
         read_initial: makes `initial`.
         read_point: makes `point`.
         read_trained: makes `trained`.
         model: `model(weights, *inputs)` runs the module's forward with these weights in place of its own.
-        batches: `batches()` iterates over training batches, on the module's device.
+        batches: `batches()` iterates over the training batches of epoch 0, on the module's device.
+        make_module: makes a copy of the LightningModule, with the weights and buffers of the rewind point, in training
+            mode, which logs nothing; whatever is done to it stays its own. See `probe.py` for its loss.
     """
 
     round: int
     masks: Masks
+    density: Density
+    scope: Callable[[Scores, Masks, float], Masks]
     seed: int
     read_initial: Callable[[], Weights]
     read_point: Callable[[], Weights]
     read_trained: Callable[[], Weights]
     model: Callable[..., Any]
     batches: Callable[[], Iterator[Any]]
+    make_module: Callable[[], Any]
 
     @cached_property
     def initial(self) -> Weights:

@@ -6,19 +6,18 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lt_lightning import checkpoints
+from lt_lightning import checkpoints, position
 from lt_lightning.criteria import Evidence
 from lt_lightning.loading import read_into
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan
+from lt_lightning.probe import probe
 from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, find_prunable
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
-from lt_lightning.seeding import derive, seed_all
 from lt_lightning.sharded import any_sharded
 from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
@@ -81,9 +80,11 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     parameters = find_prunable(module, plan.prunable)
 
     def batches() -> Iterator[Any]:
-        seed_all(derive(plan.seed, "evidence", round))
+        position.return_to_start(trainer, plan.seed)
         for batch in cast(Iterable[Any], trainer.train_dataloader):
-            yield move_data_to_device(batch, module.device)
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
     def read(path: Path) -> dict[str, Tensor]:
         if any_sharded(parameters):
@@ -100,10 +101,13 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     return Evidence(
         round=round,
         masks=masks,
+        density=plan.schedule(round + 1),
+        scope=plan.scope,
         seed=plan.seed,
         read_initial=lambda: read(plan.directory.point(0)),
         read_point=lambda: read(plan.directory.rewind_point),
         read_trained=trained,
         model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),
         batches=batches,
+        make_module=lambda: probe(trainer, model_state(Checkpoint(plan.directory.rewind_point))),
     )

@@ -9,7 +9,7 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
-from lt_lightning import criteria, rewinds, schedules, scopes
+from lt_lightning import at_init, criteria, rewinds, schedules, scopes
 from lt_lightning.models import Classifier
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -53,7 +53,7 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
-FAMILIES = {"criterion": [criteria], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
+FAMILIES = {"criterion": [criteria, at_init], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
 """Group of configurations → the modules that hold its functions."""
 
 HELPERS = {"keep_best", "select", "group_by_pattern", "expected_density", "apportion", "parse_step", "rounds_to"}

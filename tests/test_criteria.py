@@ -34,6 +34,9 @@ def evidence(round=0, seed=0, initial=INITIAL, trained=TRAINED, **readers):
         "read_trained": lambda: {name: weight.clone() for name, weight in trained.items()},
         "model": unasked,
         "batches": unasked,
+        "make_module": unasked,
+        "density": 0.5,
+        "scope": unasked,
     }
     masks = {name: mask.clone() for name, mask in MASKS.items()}
     return Evidence(round=round, masks=masks, seed=seed, **(defaults | readers))
