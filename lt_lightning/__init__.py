@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_lightning.at_init import grasp, snip, synflow
-    from lt_lightning.controls import Control, Ingredients, random_mask, reinit
+    from lt_lightning.controls import (
+        Control,
+        Ingredients,
+        at_step,
+        kept_signs,
+        random_mask,
+        random_mask_globally,
+        reinit,
+        shuffled_weights,
+    )
     from lt_lightning.criteria import (
         Criterion,
         Evidence,
@@ -34,7 +43,17 @@ if TYPE_CHECKING:
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
-    from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
+    from lt_lightning.rewinds import (
+        Changed,
+        Rewind,
+        State,
+        fine_tune,
+        keep_signs,
+        keep_weights,
+        redraw,
+        shuffle_weights,
+        to_point,
+    )
     from lt_lightning.schedules import Schedule, cubic, explicit, geometric, one_shot, rounds_to
     from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
     from lt_lightning.ticket import Ticket
@@ -43,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Changed",
     "Control",
     "Criterion",
     "Evidence",
@@ -57,6 +77,7 @@ __all__ = [
     "Ticket",
     "TicketFile",
     "Weights",
+    "at_step",
     "balanced",
     "channels",
     "cubic",
@@ -67,7 +88,9 @@ __all__ = [
     "geometric",
     "globally",
     "grasp",
+    "keep_signs",
     "keep_weights",
+    "kept_signs",
     "large_final",
     "large_final_diff_sign",
     "large_final_same_sign",
@@ -86,9 +109,12 @@ __all__ = [
     "one_shot",
     "random",
     "random_mask",
+    "random_mask_globally",
     "redraw",
     "reinit",
     "rounds_to",
+    "shuffle_weights",
+    "shuffled_weights",
     "small_final",
     "small_init",
     "small_init_small_final",
@@ -99,7 +125,16 @@ __all__ = [
 
 _MODULES = {
     "at_init": ("grasp", "snip", "synflow"),
-    "controls": ("Control", "Ingredients", "random_mask", "reinit"),
+    "controls": (
+        "Control",
+        "Ingredients",
+        "at_step",
+        "kept_signs",
+        "random_mask",
+        "random_mask_globally",
+        "reinit",
+        "shuffled_weights",
+    ),
     "criteria": (
         "Criterion",
         "Evidence",
@@ -122,7 +157,17 @@ _MODULES = {
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
-    "rewinds": ("Rewind", "State", "fine_tune", "keep_weights", "redraw", "to_point"),
+    "rewinds": (
+        "Changed",
+        "Rewind",
+        "State",
+        "fine_tune",
+        "keep_signs",
+        "keep_weights",
+        "redraw",
+        "shuffle_weights",
+        "to_point",
+    ),
     "schedules": ("Schedule", "cubic", "explicit", "geometric", "one_shot", "rounds_to"),
     "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
     "ticket": ("Ticket",),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import lazy, liveness, lock, preview, ticketfile
+from lt_lightning import checkpoints, lazy, liveness, lock, preview, pruning, ticketfile
 from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
-from lt_lightning.controls import Control, Ingredients, named, reinit
+from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
@@ -74,7 +75,7 @@ def lottery(
         rewind: what each round starts from.
         rewind_step: when the rewind point is taken in round 0: steps (500, "500 steps") or epochs ("2 epochs").
         controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
-            or names of ours. May grow.
+            or names of ours, as "reinit" or "noise(0.5)". May grow.
         prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
             (name, parameter, layer); None: weights of linear, convolution, recurrent and attention layers.
         monitor: the validation metric that decides the early stop; None: no early stop.
@@ -124,6 +125,7 @@ def lottery(
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan)
+    _check_controls(plan)
     if dry_run:
         return _show(plan, model)
     if is_writer():
@@ -183,9 +185,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     # Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance.
     candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
     resume = broadcast(next((path for path in candidates if path.exists()), None))
-    ingredients = _ingredients(plan, round)
+    ingredients = ticket = _ingredients(plan, round)
     if control:
-        ingredients = control(ingredients)
+        ingredients = _write_own_start(plan, arm, control(ticket), ticket)
     module = _make(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
@@ -196,8 +198,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
 def _ingredients(plan: Plan, round: int) -> Ingredients:
     """What the ticket of a round is made of, read from disk."""
     init_seed = derive(plan.seed, "init")
+    points = str(plan.directory.point(0).parent)
     if round == 0:
-        return Ingredients(0, {}, None, init_seed, plan.seed)
+        return Ingredients(0, {}, None, init_seed, plan.seed, points)
     files = plan.directory.arm(round)
     if not files.ticket.exists():
         raise FileNotFoundError(
@@ -207,20 +210,37 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
         )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
-        return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed)
+        return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed, points)
     start = plan.directory.rewind_point if drawn.start == "point" else files.start
     if not start.exists():
         maker = plan.directory.arm(0 if drawn.start == "point" else round - 1)
         raise FileNotFoundError(
             f"{start} is missing, from which round {round} starts. Remove {maker.done} to train what makes it again."
         )
-    return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed)
+    return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed, points)
+
+
+def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredients) -> Ingredients:
+    """The ingredients of a control, which starts from a checkpoint of its own if that is not the ticket's."""
+    if control.start is None or (control.start == ticket.start and control.change is None):
+        return control
+    files, start = plan.directory.arm(control.round, arm), Checkpoint(Path(control.start))
+    if control.change and start.path.is_dir():
+        raise ValueError(pruning.in_parts(f"the control {arm}"))
+    if is_writer() and not files.start.exists():
+        files.path.mkdir(parents=True, exist_ok=True)
+        change = control.change
+        changed = pruning.changed(plan, start, change, control.round, control.masks) if change else start
+        checkpoints.write(changed, files.start)
+    return replace(control, start=str(files.start), change=None)
 
 
 def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Module) -> None:
     """A control has a ticket file too: its masks, and the weights that it starts from."""
     round = ingredients.round
     start = "fresh" if ingredients.start is None else ticketfile.read(plan.directory.arm(round).ticket).start
+    if ingredients.start == str(plan.directory.arm(round, arm).start):
+        start = "file"
     if ingredients.start is None:
         state = ticketfile.tensors_of(unwrap_compiled(module).state_dict())
     else:
@@ -275,6 +295,15 @@ def _remove_last(files: ArmDirectory, plan: Plan) -> None:
 def _write_records(plan: Plan) -> None:
     if is_writer() and not plan.directory.is_scratch:
         write_records(plan.directory.records, plan.directory.finished())
+
+
+def _check_controls(plan: Plan) -> None:
+    changing = [control_name(control) for control in plan.controls if unwrap(control) in CHANGING]
+    if unwrap(plan.rewind) is redraw and changing:
+        raise ValueError(
+            f"the control {changing[0]} changes the weights of the rewind point, and with rewind=redraw a round starts "
+            "from a fresh model: leave out one of them."
+        )
 
 
 def _check_model(model: Model, plan: Plan) -> None:

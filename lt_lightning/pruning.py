@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from lt_lightning import checkpoints, position
+from lt_lightning.changes import Change, Weight
 from lt_lightning.criteria import Evidence
 from lt_lightning.loading import read_into
 from lt_lightning.masks import Masks, plain_name
-from lt_lightning.plan import Plan
+from lt_lightning.parts import Stored
+from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.probe import probe
 from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, find_prunable
+from lt_lightning.rewinds import Changed, State
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
+from lt_lightning.seeding import generator
 from lt_lightning.sharded import any_sharded
 from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
@@ -43,6 +47,8 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     if broadcast(in_use) if together else in_use:
         return
     try:
+        if together:
+            _require_no_change(plan, arm)
         scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
         if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
@@ -51,7 +57,7 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     except ValueError as error:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
-    start, state = _write_start(plan, arm, target) if is_writer() else ("", {})
+    start, state = _write_start(plan, arm, target, round + 1, chosen) if is_writer() else ("", {})
     TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
 
 
@@ -62,16 +68,66 @@ def _in_use(arm: ArmDirectory) -> bool:
     return arm.start.exists() or read(arm.ticket).start != "file"
 
 
-def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, Mapping[str, Tensor]]:
+def _write_start(
+    plan: Plan, arm: ArmDirectory, target: ArmDirectory, round: int, masks: Masks
+) -> tuple[str, Mapping[str, Tensor]]:
     """Where the next round starts, as the ticket file words it, and with which weights and buffers."""
     point = Checkpoint(plan.directory.rewind_point)
     start = plan.rewind(point, Checkpoint(arm.last))
     if start is None:
         return "fresh", {}
+    if isinstance(start, Changed):
+        start = changed(plan, point, start.change, round, masks)
     if start is not point:
         target.path.mkdir(parents=True, exist_ok=True)
         checkpoints.write(start, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
+
+
+def _require_no_change(plan: Plan, arm: ArmDirectory) -> None:
+    """Raise a ValueError, on every process, if the rewind changes weights that lie in parts."""
+    if isinstance(plan.rewind(Checkpoint(plan.directory.rewind_point), Checkpoint(arm.last)), Changed):
+        raise ValueError(in_parts(f"rewind={control_name(plan.rewind)}"))
+
+
+def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Masks) -> State:
+    """A checkpoint with other prunable weights, and everything else as it was.
+
+    Raises:
+        ValueError: if the checkpoint lies in parts, as under FSDP2.
+    """
+    state = model_state(start)
+    if isinstance(state, Stored):
+        raise ValueError(in_parts(control_name(change)))
+    names = {plain_name(name): name for name in state}
+    first = _by_plain_name(model_state(Checkpoint(plan.directory.point(0))))
+    draws = generator(plan.seed, "change", control_name(unwrap(change)), round)
+    weights: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        old = state[names[name]]
+        new = change(Weight(old, first[name], mask, draws))
+        weights |= {
+            other: new for other, value in state.items() if _is_same(value, old)
+        }  # tied ones have several names
+    kinds = [key for key in ("state_dict", "current_model_state") if key in start]
+    return {**start, **{key: {**start[key], **weights} for key in kinds}}
+
+
+def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {plain_name(name): value for name, value in state.items()}
+
+
+def _is_same(one: Any, other: Tensor) -> bool:
+    """Whether two tensors of a state lie at one place in memory."""
+    return isinstance(one, Tensor) and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+def in_parts(what: str) -> str:
+    """What to say of a change of weights under a sharded strategy."""
+    return (
+        f"{what} changes the weights that a round starts from, which is not possible where checkpoints lie in parts: "
+        'train under strategy="ddp" or on one device.'
+    )
 
 
 def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Evidence:
@@ -91,7 +147,7 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
             targets = {name: torch.empty_like(parameter.detach()) for name, parameter in parameters.items()}
             read_into(Checkpoint(path, mapped=True), targets)
             return targets
-        state = {plain_name(name): value for name, value in model_state(Checkpoint(path)).items()}
+        state = _by_plain_name(model_state(Checkpoint(path)))
         return {name: state[name] for name in parameters}
 
     def trained() -> dict[str, Tensor]:

@@ -144,6 +144,15 @@ class Other(Classifier):
     pass
 
 
+@pytest.mark.parametrize(
+    "controls", ['[reinit,"noise(0.5)"]', "[reinit,{_target_: lt_lightning.controls.noise, sigma: 0.5}]"]
+)
+def test_a_control_with_a_value_is_configured_by_its_text_or_its_target(controls, tmp_path):
+    run(tmp_path, "trainer=smoke", "prune.rounds=1", f"prune.controls={controls}")
+    assert (tmp_path / "fast_dev_run" / "round-01" / "noise_0.5" / "start.ckpt").exists()
+    assert (tmp_path / "fast_dev_run" / "round-01" / "noise_0.5" / "final.ckpt").exists()
+
+
 def test_a_density_is_short_for_a_one_shot_schedule():
     cfg = composed("prune=one_shot", "prune.density=0.05")
     assert instantiate(cfg.prune.schedule)(1) == 0.05

@@ -18,7 +18,7 @@ FLOORS = (
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
     },
-    {"parts", "strategies", "probe"},
+    {"parts", "strategies", "probe", "changes"},
     {
         "lock",
         "criteria",
