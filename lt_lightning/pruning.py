@@ -87,7 +87,7 @@ def _write_start(
 def _require_no_change(plan: Plan, arm: ArmDirectory) -> None:
     """Raise a ValueError, on every process, if the rewind changes weights that lie in parts."""
     if isinstance(plan.rewind(Checkpoint(plan.directory.rewind_point), Checkpoint(arm.last)), Changed):
-        raise ValueError(in_parts(f"rewind={control_name(plan.rewind)}"))
+        raise ValueError(in_parts(f"the rewind {control_name(plan.rewind)}"))
 
 
 def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Masks) -> State:

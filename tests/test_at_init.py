@@ -6,12 +6,14 @@ import lightning as L
 import pytest
 import torch
 from app import run
-from tiny import Tiny, play
+from tiny import Tiny, play, trainer
 from torch import nn
 
-from lt_lightning import at_init, probe
+from lt_lightning import at_init, lottery, probe
 from lt_lightning.at_init import grasp, snip, synflow
 from lt_lightning.criteria import Evidence
+from lt_lightning.data import Images, digits
+from lt_lightning.models import Classifier, lenet_300_100
 from lt_lightning.records import read_records
 from lt_lightning.rundir import Checkpoint
 from lt_lightning.schedules import one_shot
@@ -353,6 +355,34 @@ def test_a_run_scores_the_first_batch_of_epoch_0_at_the_rewind_point(tmp_path):
 
     models = play(tmp_path, model=Still, criterion=by_hand, schedule=one_shot(0.3), rewind_step=7)
     assert set(seen) == {models["round-00"].seen[0][2]}
+
+
+@pytest.mark.parametrize("criterion", [snip, partial(grasp, per_class=3)])
+def test_a_run_that_ends_before_it_has_drawn_draws_the_same_afterwards(tmp_path, criterion):
+    """Our own loaders come back with the position at which the fit ended."""
+
+    def once_failing(evidence):
+        criterion(evidence)
+        if not (tmp_path / "failed").exists():
+            (tmp_path / "failed").touch()
+            raise RuntimeError("no disk, no power")
+        return criterion(evidence)
+
+    def train(directory, criterion):
+        images = Images(digits, shape=[1, 8, 8], num_classes=10, batch_size=64, val_size=200, seed=0, mean=[0], std=[1])
+        for ticket in lottery(make, rounds=1, directory=directory, criterion=criterion, monitor=None, density=0.2):
+            fit = trainer(ticket, max_epochs=2)
+            fit.fit(ticket.model, images, ckpt_path=ticket.ckpt_path)
+
+    def make():
+        return Classifier(lenet_300_100((1, 8, 8)), partial(torch.optim.SGD, lr=0.1))
+
+    train(tmp_path / "whole", criterion)
+    with pytest.raises(RuntimeError, match="no power"):
+        train(tmp_path / "again", once_failing)
+    train(tmp_path / "again", once_failing)
+    one, other = masks_of(tmp_path / "whole"), masks_of(tmp_path / "again")
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "at_init"])
