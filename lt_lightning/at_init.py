@@ -189,7 +189,7 @@ def _products(loss: Tensor, weights: Mapping[str, Tensor], vector: Mapping[str, 
 
 
 def _score(score: Tensor) -> Tensor:
-    return score.detach().float().cpu()
+    return score.detach().cpu()
 
 
 def _flow(module: Any, weights: Mapping[str, Tensor], masks: Masks, ones: Tensor) -> dict[str, Tensor]:

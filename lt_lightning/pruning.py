@@ -106,9 +106,7 @@ def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Ma
     for name, mask in masks.items():
         old = state[names[name]]
         new = change(Weight(old, first[name], mask, draws))
-        weights |= {
-            other: new for other, value in state.items() if _is_same(value, old)
-        }  # tied ones have several names
+        weights |= dict.fromkeys((each for each, value in state.items() if _is_same(value, old)), new)  # tied ones too
     kinds = [key for key in ("state_dict", "current_model_state") if key in start]
     return {**start, **{key: {**start[key], **weights} for key in kinds}}
 
