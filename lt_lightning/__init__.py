@@ -10,21 +10,59 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lt_lightning.controls import Control, Ingredients, random_mask, reinit
-    from lt_lightning.criteria import Criterion, Evidence, magnitude, magnitude_increase, movement, random
+    from lt_lightning.at_init import grasp, snip, synflow
+    from lt_lightning.controls import (
+        Control,
+        Ingredients,
+        at_step,
+        kept_signs,
+        random_mask,
+        random_mask_globally,
+        reinit,
+        shuffled_weights,
+    )
+    from lt_lightning.criteria import (
+        Criterion,
+        Evidence,
+        large_final,
+        large_final_diff_sign,
+        large_final_same_sign,
+        large_init,
+        large_init_large_final,
+        magnitude,
+        magnitude_increase,
+        magnitude_increase_diff_sign,
+        magnitude_increase_same_sign,
+        movement,
+        random,
+        small_final,
+        small_init,
+        small_init_small_final,
+    )
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
-    from lt_lightning.rewinds import Rewind, State, fine_tune, keep_weights, redraw, to_point
-    from lt_lightning.schedules import Schedule, explicit, geometric, one_shot, rounds_to
-    from lt_lightning.scopes import Scope, globally, layerwise
+    from lt_lightning.rewinds import (
+        Changed,
+        Rewind,
+        State,
+        fine_tune,
+        keep_signs,
+        keep_weights,
+        redraw,
+        shuffle_weights,
+        to_point,
+    )
+    from lt_lightning.schedules import Schedule, cubic, explicit, geometric, one_shot, rounds_to
+    from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
     from lt_lightning.ticket import Ticket
     from lt_lightning.ticketfile import TicketFile, load_ticket
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Changed",
     "Control",
     "Criterion",
     "Evidence",
@@ -39,38 +77,99 @@ __all__ = [
     "Ticket",
     "TicketFile",
     "Weights",
+    "at_step",
+    "balanced",
+    "channels",
+    "cubic",
     "density",
+    "erk",
     "explicit",
     "fine_tune",
     "geometric",
     "globally",
+    "grasp",
+    "keep_signs",
     "keep_weights",
+    "kept_signs",
+    "large_final",
+    "large_final_diff_sign",
+    "large_final_same_sign",
+    "large_init",
+    "large_init_large_final",
     "layer_weights",
     "layerwise",
     "load_ticket",
     "lottery",
     "magnitude",
     "magnitude_increase",
+    "magnitude_increase_diff_sign",
+    "magnitude_increase_same_sign",
     "movement",
+    "n_m",
     "one_shot",
     "random",
     "random_mask",
+    "random_mask_globally",
     "redraw",
     "reinit",
     "rounds_to",
+    "shuffle_weights",
+    "shuffled_weights",
+    "small_final",
+    "small_init",
+    "small_init_small_final",
+    "snip",
+    "synflow",
     "to_point",
 ]
 
 _MODULES = {
-    "controls": ("Control", "Ingredients", "random_mask", "reinit"),
-    "criteria": ("Criterion", "Evidence", "magnitude", "magnitude_increase", "movement", "random"),
+    "at_init": ("grasp", "snip", "synflow"),
+    "controls": (
+        "Control",
+        "Ingredients",
+        "at_step",
+        "kept_signs",
+        "random_mask",
+        "random_mask_globally",
+        "reinit",
+        "shuffled_weights",
+    ),
+    "criteria": (
+        "Criterion",
+        "Evidence",
+        "large_final",
+        "large_final_diff_sign",
+        "large_final_same_sign",
+        "large_init",
+        "large_init_large_final",
+        "magnitude",
+        "magnitude_increase",
+        "magnitude_increase_diff_sign",
+        "magnitude_increase_same_sign",
+        "movement",
+        "random",
+        "small_final",
+        "small_init",
+        "small_init_small_final",
+    ),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
-    "rewinds": ("Rewind", "State", "fine_tune", "keep_weights", "redraw", "to_point"),
-    "schedules": ("Schedule", "explicit", "geometric", "one_shot", "rounds_to"),
-    "scopes": ("Scope", "globally", "layerwise"),
+    "rewinds": (
+        "Changed",
+        "Rewind",
+        "State",
+        "fine_tune",
+        "keep_signs",
+        "keep_weights",
+        "redraw",
+        "shuffle_weights",
+        "to_point",
+    ),
+    "schedules": ("Schedule", "cubic", "explicit", "geometric", "one_shot", "rounds_to"),
+    "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
     "ticket": ("Ticket",),
     "ticketfile": ("TicketFile", "load_ticket"),
 }

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import lazy, liveness, lock, preview, sharing, ticketfile
+from lt_lightning import checkpoints, lazy, liveness, lock, preview, pruning, sharing, ticketfile
 from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
-from lt_lightning.controls import Control, Ingredients, named, reinit
+from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
@@ -81,7 +82,7 @@ def lottery(
         points: further moments of round 0 at which a point is saved, as `points/step-500.ckpt` or
             `points/epoch-2.ckpt`. May grow.
         controls: fits beside the ticket of every pruned round, each with one ingredient changed; functions,
-            or names of ours. May grow.
+            or names of ours, as "reinit" or "noise(0.5)". May grow.
         prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
             (name, parameter, layer); None: weights of linear, convolution, recurrent and attention layers.
         monitor: the validation metric that decides the early stop; None: no early stop.
@@ -124,6 +125,8 @@ def lottery(
             f"schedule and density={density} are both given, and each says how dense the rounds are: leave one out "
             "(prune.schedule=null, or prune.density=null)."
         )
+    chosen = tuple(named(c) if isinstance(c, str) else c for c in _listed(controls))
+    starts = [step for step in map(step_of, chosen) if step]
     plan = Plan(
         directory=RunDirectory(directory),
         rounds=rounds,
@@ -132,8 +135,8 @@ def lottery(
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
-        points=tuple(parse_step(each, "points") for each in _listed(points)),
-        controls=tuple(named(c) if isinstance(c, str) else c for c in _listed(controls)),
+        points=tuple(dict.fromkeys(parse_step(each, "points") for each in [*_listed(points), *starts])),
+        controls=chosen,
         prunable=layer_weights if prunable is None else _listed(prunable),
         monitor=monitor,
         mode=mode,
@@ -146,6 +149,7 @@ def lottery(
         config=dict(config or {}),
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
+    _check_controls(plan)
     if dry_run:
         return _show(plan, model)
     if is_writer():
@@ -288,9 +292,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     # Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance.
     candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
     resume = broadcast(next((path for path in candidates if path.exists()), None))
-    ingredients = _ingredients(plan, round)
+    ingredients = ticket = _ingredients(plan, round)
     if control:
-        ingredients = control(ingredients)
+        ingredients = _write_own_start(plan, arm, control(ticket), ticket)
     module = fresh_module(model, ingredients.init_seed)
     if control and is_writer():
         _write_control(plan, arm, ingredients, module)
@@ -301,8 +305,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
 def _ingredients(plan: Plan, round: int) -> Ingredients:
     """What the ticket of a round is made of, read from disk."""
     init_seed = derive(plan.seed_init, "init")
+    points = str(plan.directory.point(0).parent)
     if round == 0:
-        return Ingredients(0, {}, None, init_seed, plan.seed)
+        return Ingredients(0, {}, None, init_seed, plan.seed, points)
     files = plan.directory.arm(round)
     if not files.ticket.exists():
         raise FileNotFoundError(
@@ -312,20 +317,37 @@ def _ingredients(plan: Plan, round: int) -> Ingredients:
         )
     drawn = ticketfile.read(files.ticket)
     if drawn.start == "fresh":
-        return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed)
+        return Ingredients(round, drawn.masks, None, derive(plan.seed, "redraw", round), plan.seed, points)
     start = plan.directory.rewind_point if drawn.start == "point" else files.start
     if not start.exists():
         maker = plan.directory.arm(0 if drawn.start == "point" else round - 1)
         raise FileNotFoundError(
             f"{start} is missing, from which round {round} starts. Remove {maker.done} to train what makes it again."
         )
-    return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed)
+    return Ingredients(round, drawn.masks, str(start), init_seed, plan.seed, points)
+
+
+def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredients) -> Ingredients:
+    """The ingredients of a control, which starts from a checkpoint of its own if that is not the ticket's."""
+    if control.start is None or (control.start == ticket.start and control.change is None):
+        return control
+    files, start = plan.directory.arm(control.round, arm), Checkpoint(Path(control.start))
+    if control.change and start.path.is_dir():
+        raise ValueError(pruning.in_parts(f"the control {arm}"))
+    if is_writer() and not files.start.exists():
+        files.path.mkdir(parents=True, exist_ok=True)
+        change = control.change
+        changed = pruning.changed(plan, start, change, control.round, control.masks) if change else start
+        checkpoints.write(changed, files.start)
+    return replace(control, start=str(files.start), change=None)
 
 
 def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Module) -> None:
     """A control has a ticket file too: its masks, and the weights that it starts from."""
     round = ingredients.round
     start = "fresh" if ingredients.start is None else ticketfile.read(plan.directory.arm(round).ticket).start
+    if ingredients.start == str(plan.directory.arm(round, arm).start):
+        start = "file"
     if ingredients.start is None:
         state = ticketfile.tensors_of(unwrap_compiled(module).state_dict())
     else:
@@ -380,6 +402,15 @@ def _remove_last(files: ArmDirectory, plan: Plan) -> None:
 def _write_records(plan: Plan) -> None:
     if is_writer() and not plan.directory.is_scratch:
         write_records(plan.directory.records, plan.directory.finished())
+
+
+def _check_controls(plan: Plan) -> None:
+    changing = [control_name(control) for control in plan.controls if unwrap(control) in CHANGING]
+    if unwrap(plan.rewind) is redraw and changing:
+        raise ValueError(
+            f"the control {changing[0]} changes the weights of the rewind point, and with rewind=redraw a round starts "
+            "from a fresh model: leave out one of them."
+        )
 
 
 def _check_model(model: Model, plan: Plan, shares: bool) -> None:

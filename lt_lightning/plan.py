@@ -1,5 +1,6 @@
 """What a lottery was asked for: the arguments of `lottery`, checked, in one immutable value."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -132,14 +133,19 @@ class Plan:
 
 
 def control_name(control: Callable[..., Any]) -> str:
-    """A control's arm: the name of its function.
+    """A control's arm: the name of its function, and the numbers and texts that it was given.
 
-    >>> from lt_lightning.controls import reinit
-    >>> control_name(reinit)
-    'reinit'
+    >>> from lt_lightning.controls import noise, reinit
+    >>> control_name(reinit), control_name(noise(0.5))
+    ('reinit', 'noise_0.5')
     """
     function = unwrap(control)
-    return getattr(function, "__name__", type(function).__name__)
+    name = getattr(function, "__name__", type(function).__name__)
+    if not isinstance(control, partial):
+        return name
+    values = [value for value in (*control.args, *control.keywords.values()) if isinstance(value, str | int | float)]
+    told = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return re.sub(r"[^\w.+-]", "_", "_".join([name.lstrip("_"), *told]))
 
 
 def describe(value: Any) -> Any:

@@ -33,6 +33,16 @@ def start_epoch(trainer: L.Trainer, seed: int) -> None:
         _renew_iterator(trainer)
 
 
+def return_to_start(trainer: L.Trainer, seed: int) -> None:
+    """Let the loaders begin epoch 0 once more, wherever a fit or a restart has left them."""
+    _seed_epoch(trainer, seed, epoch=0)
+    _end_workers(trainer)
+    loop: Any = trainer.fit_loop
+    for loader in loop._combined_loader.flattened:
+        for epoch in (1, 0):  # our own loaders go to a start only if the epoch is another one
+            _set_sampler_epoch(loader, epoch)
+
+
 def return_to_batch(trainer: L.Trainer, seed: int, state: RandomState | None) -> None:
     """Put loaders and random state where they stood in the middle of an epoch.
 
@@ -131,9 +141,9 @@ def is_over(trainer: L.Trainer) -> bool:
     return steps_done or epochs_done or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
-def _seed_epoch(trainer: L.Trainer, seed: int) -> None:
+def _seed_epoch(trainer: L.Trainer, seed: int, epoch: int | None = None) -> None:
     """Seed what this process draws, and the loaders' own generators and samplers, which all processes share."""
-    epoch = epochs_run(trainer)
+    epoch = epochs_run(trainer) if epoch is None else epoch
     loop: Any = trainer.fit_loop
     for index, loader in enumerate(loop._combined_loader.flattened):
         sampler = getattr(loader, "sampler", None)

@@ -6,19 +6,22 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from lt_lightning import checkpoints
+from lt_lightning import checkpoints, position
+from lt_lightning.changes import Change, Weight
 from lt_lightning.criteria import Evidence
 from lt_lightning.loading import read_into
 from lt_lightning.masks import Masks, plain_name
-from lt_lightning.plan import Plan
+from lt_lightning.parts import Stored
+from lt_lightning.plan import Plan, control_name, unwrap
+from lt_lightning.probe import probe
 from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, find_prunable
+from lt_lightning.rewinds import Changed, State
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
-from lt_lightning.seeding import derive, seed_all
+from lt_lightning.seeding import generator
 from lt_lightning.sharded import any_sharded
 from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
@@ -44,6 +47,8 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     if broadcast(in_use) if together else in_use:
         return
     try:
+        if together:
+            _require_no_change(plan, arm)
         scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
         chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
         if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
@@ -52,7 +57,7 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     except ValueError as error:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
-    start, state = _write_start(plan, arm, target) if is_writer() else ("", {})
+    start, state = _write_start(plan, arm, target, round + 1, chosen) if is_writer() else ("", {})
     TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
 
 
@@ -63,16 +68,64 @@ def _in_use(arm: ArmDirectory) -> bool:
     return arm.start.exists() or read(arm.ticket).start != "file"
 
 
-def _write_start(plan: Plan, arm: ArmDirectory, target: ArmDirectory) -> tuple[str, Mapping[str, Tensor]]:
+def _write_start(
+    plan: Plan, arm: ArmDirectory, target: ArmDirectory, round: int, masks: Masks
+) -> tuple[str, Mapping[str, Tensor]]:
     """Where the next round starts, as the ticket file words it, and with which weights and buffers."""
     point = Checkpoint(plan.directory.rewind_point)
     start = plan.rewind(point, Checkpoint(arm.last))
     if start is None:
         return "fresh", {}
+    if isinstance(start, Changed):
+        start = changed(plan, point, start.change, round, masks)
     if start is not point:
         target.path.mkdir(parents=True, exist_ok=True)
         checkpoints.write(start, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
+
+
+def _require_no_change(plan: Plan, arm: ArmDirectory) -> None:
+    """Raise a ValueError, on every process, if the rewind changes weights that lie in parts."""
+    if isinstance(plan.rewind(Checkpoint(plan.directory.rewind_point), Checkpoint(arm.last)), Changed):
+        raise ValueError(in_parts(f"the rewind {control_name(plan.rewind)}"))
+
+
+def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Masks) -> State:
+    """A checkpoint with other prunable weights, and everything else as it was.
+
+    Raises:
+        ValueError: if the checkpoint lies in parts, as under FSDP2.
+    """
+    state = model_state(start)
+    if isinstance(state, Stored):
+        raise ValueError(in_parts(control_name(change)))
+    names = {plain_name(name): name for name in state}
+    first = _by_plain_name(model_state(Checkpoint(plan.directory.point(0))))
+    draws = generator(plan.seed, "change", control_name(unwrap(change)), round)
+    weights: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        old = state[names[name]]
+        new = change(Weight(old, first[name], mask, draws))
+        weights |= dict.fromkeys((each for each, value in state.items() if _is_same(value, old)), new)  # tied ones too
+    kinds = [key for key in ("state_dict", "current_model_state") if key in start]
+    return {**start, **{key: {**start[key], **weights} for key in kinds}}
+
+
+def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {plain_name(name): value for name, value in state.items()}
+
+
+def _is_same(one: Any, other: Tensor) -> bool:
+    """Whether two tensors of a state lie at one place in memory."""
+    return isinstance(one, Tensor) and one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+def in_parts(what: str) -> str:
+    """What to say of a change of weights under a sharded strategy."""
+    return (
+        f"{what} changes the weights that a round starts from, which is not possible where checkpoints lie in parts: "
+        'train under strategy="ddp" or on one device.'
+    )
 
 
 def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Evidence:
@@ -81,16 +134,18 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     parameters = find_prunable(module, plan.prunable)
 
     def batches() -> Iterator[Any]:
-        seed_all(derive(plan.seed_data, "evidence", round))
+        position.return_to_start(trainer, plan.seed_data)
         for batch in cast(Iterable[Any], trainer.train_dataloader):
-            yield move_data_to_device(batch, module.device)
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
     def read(path: Path) -> dict[str, Tensor]:
         if any_sharded(parameters):
             targets = {name: torch.empty_like(parameter.detach()) for name, parameter in parameters.items()}
             read_into(Checkpoint(path, mapped=True), targets)
             return targets
-        state = {plain_name(name): value for name, value in model_state(Checkpoint(path)).items()}
+        state = _by_plain_name(model_state(Checkpoint(path)))
         return {name: state[name] for name in parameters}
 
     def trained() -> dict[str, Tensor]:
@@ -100,10 +155,13 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
     return Evidence(
         round=round,
         masks=masks,
+        density=plan.schedule(round + 1),
+        scope=plan.scope,
         seed=plan.seed,
         read_initial=lambda: read(plan.directory.point(0)),
         read_point=lambda: read(plan.directory.rewind_point),
         read_trained=trained,
         model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),
         batches=batches,
+        make_module=lambda: probe(trainer, model_state(Checkpoint(plan.directory.rewind_point))),
     )

@@ -1,19 +1,35 @@
 """What the next round starts from.
 
 A rewind takes two Lightning checkpoints, the rewind point and the end of the round, and answers with the one to start
-the next round from: the point itself, a new one, or `None` for a fresh model at step 0. Masks are applied afterwards,
-to weights and optimizer state alike.
+the next round from: the point itself, a new one, or `None` for a fresh model at step 0; or with a change of the
+rewind point's prunable weights. Masks are applied afterwards, to weights and optimizer state alike.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from lt_lightning import changes
+from lt_lightning.changes import Change
 
 State = Mapping[str, Any]
 """A Lightning checkpoint: `state_dict`, `optimizer_states`, `lr_schedulers`, `loops`, ..."""
 
-Rewind = Callable[[State, State], State | None]
+
+@dataclass(frozen=True)
+class Changed:
+    """The rewind point with other prunable weights.
+
+    Args:
+        change: makes them, one by one.
+    """
+
+    change: Change
+
+
+Rewind = Callable[[State, State], State | Changed | None]
 """(rewind point, end of the round) → where the next round starts; None: a fresh model of another seed at step 0."""
 
 
@@ -96,6 +112,57 @@ def redraw(point: State, trained: State) -> None:
         True
     """
     return None
+
+
+def signed_constant(point: State, trained: State) -> Changed:
+    """The rewind point, and of its weights the signs alone: sign times the layer's standard deviation at step 0.
+
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "constant, same sign".
+
+    Example:
+        >>> signed_constant({"state_dict": "early"}, {"state_dict": "late"}).change.__name__
+        'signed_constant'
+    """
+    return Changed(changes.signed_constant)
+
+
+def keep_signs(point: State, trained: State) -> Changed:
+    """The rewind point, and of its weights the signs alone: magnitudes are those of the layer at step 0, shuffled.
+
+    As in the code of the paper (github.com/uber-research/deconstructing-lottery-tickets, `signed_reinit`), magnitudes
+    are drawn anew from those that the layer has, so that no initialization has to be known.
+
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reinit, same sign".
+    """
+    return Changed(changes.kept_signs)
+
+
+def shuffle_weights(point: State, trained: State) -> Changed:
+    """The rewind point, and in each layer the kept weights at each other's places.
+
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reshuffle"; Frankle, Schwab & Morcos 2020 (2002.10365),
+    section 5, at an early step.
+    """
+    return Changed(changes.shuffled)
+
+
+def noise(sigma: float) -> Rewind:
+    """The rewind point, and Gaussian noise on its weights.
+
+    Args:
+        sigma: standard deviation of the noise, in those of each layer's weights at step 0; positive.
+
+    Source: Frankle, Schwab & Morcos 2020 (arXiv 2002.10365), section 5.
+
+    Example:
+        >>> noise(0.5)({"state_dict": "early"}, {"state_dict": "late"}).change.keywords
+        {'sigma': 0.5}
+    """
+    return partial(_noise, sigma=changes.require_sigma(sigma))
+
+
+def _noise(point: State, trained: State, *, sigma: float) -> Changed:
+    return Changed(partial(changes.noisy, sigma=sigma))
 
 
 def _weights(trained: State, averaged: bool) -> dict[str, Any]:

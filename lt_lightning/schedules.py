@@ -84,6 +84,34 @@ def _explicit(round: int, *, densities: tuple[float, ...]) -> float:
     return 1.0 if round == 0 else densities[min(round, len(densities)) - 1]
 
 
+def cubic(density: float, rounds: int) -> Schedule:
+    """Prune much at first and little at the end: density `final + (1 - final) * (1 - round / rounds) ** 3`.
+
+    Args:
+        density: the final one, in (0, 1); rounds after the last keep it.
+        rounds: the number of rounds, from 1, in which it is reached. Another number changes all densities, so the
+            rounds of a run with this schedule cannot grow.
+
+    Raises:
+        ValueError: if the density lies outside (0, 1), or there is no round.
+
+    Source: Zhu & Gupta 2017 (arXiv 1710.01878), section 3, equation 1, with rounds in the place of steps.
+
+    Example:
+        >>> [round(cubic(0.1, 3)(n), 4) for n in range(5)]
+        [1.0, 0.3667, 0.1333, 0.1, 0.1]
+    """
+    _require_density(density)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds={rounds!r} must be a whole number, 1 or more: in which the density is reached.")
+    return partial(_cubic, density=float(density), rounds=rounds)
+
+
+def _cubic(round: int, *, density: float, rounds: int) -> float:
+    left = 1 - min(round, rounds) / rounds
+    return density + (1 - density) * left**3 if left < 1 else 1.0
+
+
 def rounds_to(density: float, fraction: float = 0.2) -> int:
     """The number of rounds of `geometric(fraction)` after which at most `density` is left.
 

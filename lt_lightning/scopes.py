@@ -1,15 +1,19 @@
 """Which weights compete with which, and the exact selection of the best.
 
 A scope keeps exactly `round(density * total)` weights, the best ones among those still kept, so masks are nested: a
-pruned weight never comes back. Equal scores are decided by position, earlier weights first, so that the same scores
-give the same masks on every machine, and on any number of processes.
+pruned weight never comes back. `n_m` and `channels` keep whole groups, and as many as come nearest to that. Equal
+scores are decided by position, earlier weights first, so that the same scores give the same masks on every machine, and
+on any number of processes.
 
 In a sharded fit scores and masks are `DTensor`s, in the same dictionaries; a scope then runs on all processes.
 """
 
 from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_lightning import sharded
@@ -55,6 +59,94 @@ def layerwise(scores: Scores, masks: Masks, density: float) -> Masks:
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
     return {name: globally({name: scores[name]}, {name: mask}, density)[name] for name, mask in masks.items()}
+
+
+def erk(scores: Scores, masks: Masks, density: float) -> Masks:
+    """Erdős-Rényi-Kernel: a tensor keeps weights in proportion to the sum of its dimensions, so small ones are denser.
+
+    A tensor that would keep more than it has keeps all, and the others share the rest in the same proportion: together
+    they keep exactly `round(density * total)`. In each tensor the best are kept.
+
+    Raises:
+        ValueError: if more weights are asked for than are still kept.
+
+    Source: Evci et al. 2020 (arXiv 1911.11134), section 3: the sparsity of a convolution scales with
+    1 - (n_in + n_out + w + h) / (n_in · n_out · w · h).
+
+    Example:
+        >>> scores = {"a": torch.arange(16.0).view(4, 4), "b": torch.arange(16.0).view(2, 8)}
+        >>> chosen = erk(scores, {name: torch.ones(score.shape).bool() for name, score in scores.items()}, 9 / 32)
+        >>> {name: int(mask.sum()) for name, mask in chosen.items()}
+        {'a': 4, 'b': 5}
+    """
+    return _keep_shares(scores, masks, density, {name: max(sum(mask.shape), 1) for name, mask in masks.items()})
+
+
+def balanced(scores: Scores, masks: Masks, density: float) -> Masks:
+    """Every tensor keeps the same number of weights.
+
+    A tensor with fewer weights keeps all, and the others share the rest evenly: together they keep exactly
+    `round(density * total)`. In each tensor the best are kept.
+
+    Raises:
+        ValueError: if more weights are asked for than are still kept.
+
+    Source: Gadhikar, Mukherjee & Burkholz 2023 (arXiv 2210.02412), section 3, "balanced".
+
+    Example:
+        >>> scores = {"a": torch.arange(2.0), "b": torch.arange(8.0)}
+        >>> balanced(scores, {name: torch.ones(score.shape).bool() for name, score in scores.items()}, 0.2)["a"]
+        tensor([False,  True])
+    """
+    return _keep_shares(scores, masks, density, dict.fromkeys(masks, 1))
+
+
+def n_m(scores: Scores, masks: Masks, density: float, *, m: int = 4) -> Masks:
+    """N of every `m` weights in a row, along the input dimension: 2:4 is `m=4` at density 0.5.
+
+    N is `density * m` as the nearest whole number. The input dimension is the second of a tensor, or its only one; of
+    transposed convolutions and Hugging Face's `Conv1D` that is the output's. Where its length is no multiple of `m`,
+    the last, shorter group keeps at most N. If tensors are sharded, one at a time is put together.
+
+    Raises:
+        ValueError: if N would be 0, or a group has fewer weights left.
+
+    Source: Zhou et al. 2021 (arXiv 2102.04010), section 2; 2:4 is what NVIDIA's sparse tensor cores multiply
+    (Mishra et al. 2021, arXiv 2104.08378).
+
+    Example:
+        >>> n_m({"w": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}, {"w": torch.ones(1, 4).bool()}, 0.5)
+        {'w': tensor([[False,  True,  True, False]])}
+    """
+    n = round(density * m)
+    if n == 0:
+        raise ValueError(
+            f"a density of {density:g} is nearest to 0 of {m} weights, and nothing would be kept: ask for a density of "
+            f"at least {1 / m:g}, or for longer groups (prune.scope.m={2 * m})."
+        )
+    return {name: _whole(_best_of_groups, scores[name], mask, name, n, m) for name, mask in masks.items()}
+
+
+def channels(scores: Scores, masks: Masks, density: float, *, norm: float = 2) -> Masks:
+    """Whole output channels, or neurons: each tensor keeps those with the largest norm of scores.
+
+    Of its C channels a tensor keeps `density * C` as the nearest whole number, one at least; they are its slices along
+    the first dimension (of transposed convolutions and Hugging Face's `Conv1D` those are of the input). Leave out a
+    layer whose outputs are all needed, such as the last: `prunable=["!*output*"]`. The norm is over the scores of the
+    weights still kept: 1 is the sum of absolutes, 2 the Euclidean norm. If tensors are sharded, one at a time is put
+    together.
+
+    Raises:
+        ValueError: if fewer channels are left than are asked for.
+
+    Source: Li et al. 2017 (arXiv 1608.08710), section 3.1: filters by the sum of their absolute weights.
+
+    Example:
+        >>> channels({"w": torch.tensor([[1.0, 1.0], [0.0, 3.0]])}, {"w": torch.ones(2, 2).bool()}, 0.5)
+        {'w': tensor([[False, False],
+                [ True,  True]])}
+    """
+    return {name: _whole(_best_channels, scores[name], mask, name, density, norm) for name, mask in masks.items()}
 
 
 def keep_best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
@@ -103,6 +195,99 @@ def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Mask
         chosen |= scope(scores, {name: masks[name] for name in names}, wanted)
     _check_chosen(chosen, masks)
     return chosen
+
+
+def _keep_shares(scores: Scores, masks: Masks, density: float, shares: Mapping[str, float]) -> Masks:
+    """As many weights of each tensor as its share of them all says, the best ones."""
+    left = sharded.tally(lambda mask: mask, masks)
+    count = round(density * total(masks))
+    if count > sum(left.values()):
+        raise ValueError(sharded.too_many(count, sum(left.values()), total(masks)))
+    counts = apportion(count, shares, left)
+    return {name: sharded.keep_best({name: scores[name]}, {name: m}, counts[name])[name] for name, m in masks.items()}
+
+
+def apportion(count: int, shares: Mapping[str, float], limits: Mapping[str, int]) -> dict[str, int]:
+    """Divide a number among names in proportion to their shares, none above its limit, by Sainte-Laguë's method.
+
+    It is divided exactly, and if there is less to divide nobody gets more: so tensors that are pruned further and
+    further lose weights only.
+
+    Args:
+        count: to divide, at most the sum of the limits.
+        shares: name → positive number.
+        limits: name → the most that it gets.
+
+    Source: Balinski & Young 1982, "Fair Representation": methods of divisors, which have no paradoxes.
+
+    >>> apportion(10, {"a": 1, "b": 1, "c": 2}, {"a": 1, "b": 9, "c": 9})
+    {'a': 1, 'b': 3, 'c': 6}
+    """
+    low, high = 0.0, 1.0
+    while sum(_quotas(high, shares, limits).values()) < count:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if sum(_quotas(middle, shares, limits).values()) <= count else (low, middle)
+    counts = _quotas(low * (1 - 1e-9), shares, limits)  # a little less, since floats may have rounded a tie up
+    # What is left goes, one by one, to who is nearest to another one; ties to the earlier name.
+    waiting = [((counts[name] + 0.5) / share, order, name) for order, (name, share) in enumerate(shares.items())]
+    heapify(waiting)
+    for _ in range(count - sum(counts.values())):
+        while counts[waiting[0][2]] == limits[waiting[0][2]]:
+            heappop(waiting)
+        _, order, name = heappop(waiting)
+        counts[name] += 1
+        heappush(waiting, ((counts[name] + 0.5) / shares[name], order, name))
+    return counts
+
+
+def _quotas(factor: float, shares: Mapping[str, float], limits: Mapping[str, int]) -> dict[str, int]:
+    return {name: min(limits[name], int(factor * share + 0.5)) for name, share in shares.items()}
+
+
+def _whole(choose: Callable[..., Tensor], scores: Tensor, mask: Tensor, *arguments: Any) -> Tensor:
+    """What is chosen from the whole tensor, laid out as the mask."""
+    return sharded.spread(choose(sharded.whole(scores), sharded.whole(mask), *arguments), mask)
+
+
+def _best_of_groups(scores: Tensor, mask: Tensor, name: str, n: int, m: int) -> Tensor:
+    dim = min(1, scores.dim() - 1)
+    if scores.dim() == 0:
+        return mask.clone()
+    length = scores.shape[dim]
+    missing = -length % m
+    rows, candidates = (F.pad(each.movedim(dim, -1), (0, missing)).unflatten(-1, (-1, m)) for each in (scores, mask))
+    wanted = F.pad(mask.new_ones(length), (0, missing)).view(-1, m).sum(-1).clamp(max=n)
+    _require_left(name, candidates.sum(-1), wanted, f"weights of every {m}")
+    chosen = (_ranks(rows, candidates) < n) & candidates
+    return chosen.flatten(-2)[..., :length].movedim(-1, dim).contiguous()
+
+
+def _best_channels(scores: Tensor, mask: Tensor, name: str, density: float, norm: float) -> Tensor:
+    rows, candidates = (each.reshape(each.shape[0] if each.dim() else 1, -1) for each in (scores, mask))
+    count = max(1, round(density * len(rows)))
+    left = candidates.any(1)
+    _require_left(name, left.sum(), torch.tensor(count), f"of {len(rows)} channels")
+    size = torch.linalg.vector_norm((rows * candidates).double(), norm, dim=1)
+    kept = left & (_ranks(size, left) < count)
+    return (candidates & kept.unsqueeze(1)).view(mask.shape)
+
+
+def _ranks(scores: Tensor, candidates: Tensor) -> Tensor:
+    """The place of each score in its row, 0 for the best; ties by position, those that are no candidates last."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, candidates.gather(-1, order).byte().argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(dim=-1)
+
+
+def _require_left(name: str, left: Tensor, wanted: Tensor, what: str) -> None:
+    short = (left < wanted).nonzero()
+    if len(short):
+        have = left.expand(torch.broadcast_shapes(left.shape, wanted.shape))[tuple(short[0])]
+        raise ValueError(
+            f"asked to keep {int(wanted.max())} {what} of {name}, where only {int(have)} are still kept: a pruned "
+            "weight never comes back, so a schedule must not rise, and all rounds need the same scope."
+        )
 
 
 def _globally_consuming(scores: Scores, masks: Masks, density: float) -> Masks:

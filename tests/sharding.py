@@ -139,12 +139,15 @@ def evidence_of(weights, initial, before):
     return criteria.Evidence(
         round=0,
         masks=before,
+        density=0.5,
+        scope=scopes.globally,
         seed=3,
         read_initial=lambda: initial,
         read_point=dict,
         read_trained=lambda: weights,
         model=print,
         batches=lambda: iter(()),
+        make_module=print,
     )
 
 

@@ -1,6 +1,7 @@
 """Every configuration composes and instantiates, and every experiment runs a trial."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
+from lt_lightning import at_init, criteria, rewinds, schedules, scopes
 from lt_lightning.models import Classifier
+from lt_lightning.naming import run_directory
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
@@ -70,19 +73,26 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
-def test_every_function_of_a_family_has_a_configuration_of_its_name():
-    expected = {
-        "criterion": {"magnitude", "random", "magnitude_increase", "movement"},
-        "scope": {"globally", "layerwise"},
-        "rewind": {"to_point", "keep_weights", "fine_tune", "redraw"},
-        "schedule": {"geometric", "one_shot", "explicit"},
+FAMILIES = {"criterion": [criteria, at_init], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
+"""Group of configurations → the modules that hold its functions."""
+
+HELPERS = {"keep_best", "select", "group_by_pattern", "expected_density", "apportion", "parse_step", "rounds_to"}
+"""Public functions of these modules that belong to no family."""
+
+
+@pytest.mark.parametrize("group", FAMILIES)
+def test_every_function_of_a_family_has_a_configuration_of_its_name(group):
+    found = {
+        f"{module.__name__}.{name}"
+        for module in FAMILIES[group]
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in HELPERS and name[0] != "_"
     }
-    for group, names in expected.items():
-        assert {path.stem for path in (CONF / "prune" / group).glob("*.yaml")} == names
-        for name in names:
-            cfg = composed(f"prune/{group}={name}")
-            assert cfg.prune[group]._target_.rpartition(".")[2] == name
-            assert callable(instantiate(cfg.prune[group]))
+    made = {path.stem: composed(f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")}
+    assert {cfg.prune[group]._target_ for cfg in made.values()} == found
+    for name, cfg in made.items():
+        assert cfg.prune[group]._target_.rpartition(".")[2] == name
+        assert callable(instantiate(cfg.prune[group]))
 
 
 def test_the_experiments_have_their_papers_hyperparameters():
@@ -112,6 +122,83 @@ def test_the_experiments_have_their_papers_hyperparameters():
     }  # fmt: skip
 
 
+RATES = {  # lr, milestones, interval, warm-up, max_steps, batch, rounds
+    "lth_resnet18_cifar10": (0.1, [20000, 25000], "step", None, 30000, 128, 12),
+    "lth_resnet18_low_lr_cifar10": (0.01, [20000, 25000], "step", None, 30000, 128, 12),
+    "lth_resnet18_warmup_cifar10": (0.03, [20000, 25000], "step", 20000, 30000, 128, 12),
+    "lth_vgg19_cifar10": (0.1, [80, 120], "epoch", None, 112000, 64, 20),
+    "lth_vgg19_low_lr_cifar10": (0.01, [80, 120], "epoch", None, 112000, 64, 20),
+    "lth_vgg19_warmup_cifar10": (0.1, [56320, 84480], "step", 10000, 112000, 64, 20),
+    "lmc_resnet20_cifar10": (0.1, [80, 120], "epoch", None, 160, 128, 12),
+    "lmc_vgg16_cifar10": (0.1, [80, 120], "epoch", None, 160, 128, 20),
+    "renda_resnet20_cifar10": (0.1, [91, 136], "epoch", None, 182, 128, 10),
+    "at_init_resnet20_cifar10": (0.1, [80, 120], "epoch", None, 160, 128, 1),
+}
+"""Of the deep networks; where there are no steps, epochs."""
+
+
+@pytest.mark.parametrize("experiment", RATES)
+def test_the_deep_networks_have_their_papers_rates(experiment):
+    cfg = composed(f"experiment={experiment}")
+    length = cfg.trainer.max_steps if cfg.trainer.max_steps > 0 else cfg.trainer.max_epochs
+    schedule = cfg.model.scheduler
+    assert RATES[experiment] == (
+        cfg.model.optimizer.lr, schedule.milestones, cfg.model.scheduler_interval, schedule.get("warmup_steps"), length,
+        cfg.data.batch_size, cfg.prune.rounds,
+    )  # fmt: skip
+    renda = experiment.startswith("renda")
+    assert (cfg.model.optimizer.momentum, cfg.model.optimizer.weight_decay) == (0.9, 2e-4 if renda else 1e-4)
+    assert cfg.model.optimizer.get("nesterov", False) == renda
+    assert cfg.data.augment._target_ == "lt_lightning.data.flip_crop"
+    glorot = cfg.model.network.get("initialize", {}).get("_target_") == "lt_lightning.models.glorot_normal"
+    assert glorot == experiment.startswith("lth")
+    made = instantiate(cfg.model).configure_optimizers()
+    assert made["lr_scheduler"]["interval"] == RATES[experiment][2]
+    assert made["optimizer"].param_groups[0]["lr"] == (0.0 if RATES[experiment][3] else RATES[experiment][0])
+
+
+@pytest.mark.parametrize(("layers", "lr"), [(2, 3e-4), (4, 2e-4), (6, 2e-4)])
+def test_dropout_changes_the_rate_and_nothing_else(layers, lr):
+    with_dropout, without = (composed(f"experiment=lth_conv{layers}{kind}_cifar10") for kind in ("_dropout", ""))
+    assert (with_dropout.model.network.dropout, without.model.network.dropout) == (0.5, 0.0)
+    assert with_dropout.model.optimizer.lr == lr
+    for part in ("data", "trainer", "prune"):
+        assert with_dropout[part] == without[part]
+
+
+def test_the_comparisons_are_swept_from_their_files():
+    swept = {name: composed(f"experiment={name}").hydra.sweeper.params for name in COMPARED}
+    assert swept["renda_resnet20_cifar10"] == {"prune": "late_rewinding,lr_rewinding,fine_tune,iterative"}
+    criteria = re.split(r",\s*", swept["zhou_lenet_mnist"]["prune/criterion"])
+    assert len(criteria) == 13
+    assert set(criteria) == {path.stem for path in (CONF / "prune" / "criterion").glob("*.yaml")} - {
+        "magnitude", "snip", "grasp", "synflow",
+    }  # fmt: skip
+    methods = swept["at_init_resnet20_cifar10"]
+    assert methods["prune"] == "snip,grasp,synflow,at_init"
+    assert [float(each) for each in methods["prune.density"].split(",")] == pytest.approx(
+        [0.8**n for n in range(1, 19)], rel=1e-3
+    )
+
+
+COMPARED = {
+    "renda_resnet20_cifar10": [
+        f"prune={each}" for each in ("late_rewinding", "lr_rewinding", "fine_tune", "iterative")
+    ],
+    "zhou_lenet_mnist": ["prune/criterion=small_init_small_final", "prune/criterion=magnitude_increase_diff_sign"],
+    "at_init_resnet20_cifar10": [f"prune={each}" for each in ("snip", "grasp", "synflow", "at_init")],
+}
+
+
+@pytest.mark.parametrize("experiment", COMPARED)
+def test_a_method_of_a_comparison_has_the_last_word(experiment):
+    for choice in COMPARED[experiment]:
+        group, _, name = choice.partition("=")
+        cfg = composed(f"experiment={experiment}", choice)
+        assert cfg.hydra.runtime.choices[group] == name
+        assert cfg.name == experiment
+
+
 def test_the_convolutions_of_resnet20_are_pruned_and_nothing_else():
     from lt_lightning.prunable import find_prunable
 
@@ -139,7 +226,9 @@ def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images
         chosen += [f"data.path={plays}", f"data.vocabulary={len(set(plays.read_text()))}"]
     elif experiment:
         data = "mnist" if "mnist" in experiment else "cifar10"
-        chosen += [f"data.path={images / data}", "data.val_size=100"]
+        chosen += [f"data.path={images / data}", "data.val_size=100", "data.batch_size=4", "data.eval_batch_size=4"]
+    if "vgg" in str(experiment):
+        chosen += ["prune.controls=[]"]  # 20M weights take their time
     run(tmp_path, *chosen, "trainer=smoke", "prune.rounds=1")
     assert not (tmp_path / "records.csv").exists()
     assert (tmp_path / "fast_dev_run" / "round-01" / "final.ckpt").exists()
@@ -152,3 +241,21 @@ def test_any_other_module_is_a_model_through_its_target(tmp_path):
 
 class Other(Classifier):
     pass
+
+
+@pytest.mark.parametrize(
+    "controls", ['[reinit,"noise(0.5)"]', "[reinit,{_target_: lt_lightning.controls.noise, sigma: 0.5}]"]
+)
+def test_a_control_with_a_value_is_configured_by_its_text_or_its_target(controls, tmp_path):
+    run(tmp_path, "trainer=smoke", "prune.rounds=1", f"prune.controls={controls}")
+    assert (tmp_path / "fast_dev_run" / "round-01" / "noise_0.5" / "start.ckpt").exists()
+    assert (tmp_path / "fast_dev_run" / "round-01" / "noise_0.5" / "final.ckpt").exists()
+
+
+def test_a_density_is_short_for_a_one_shot_schedule():
+    cfg = composed("prune=one_shot", "prune.density=0.05")
+    assert instantiate(cfg.prune.schedule)(1) == 0.05
+    assert instantiate(composed("prune=one_shot", "prune.schedule.density=0.02").prune.schedule)(1) == 0.02
+    assert run_directory("default", "one_shot", cfg.hydra.overrides.task, 0) == (
+        "default/prune=one_shot,prune.density=0.05/seed=0"
+    )

@@ -1,13 +1,21 @@
 """The contract of every criterion, and what each computes."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lt_lightning.criteria import Evidence, magnitude, magnitude_increase, movement, random
+from lt_lightning import criteria
+from lt_lightning.criteria import Evidence, large_final, magnitude, magnitude_increase, movement, random
 
-CRITERIA = [magnitude, random, magnitude_increase, movement]
+CRITERIA = [
+    function
+    for name, function in vars(criteria).items()
+    if inspect.isfunction(function) and function.__module__ == criteria.__name__ and not name.startswith("_")
+]
 
 INITIAL = {"hidden": torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]]), "output": torch.tensor([0.25, -4.0])}
 TRAINED = {"hidden": torch.tensor([[-3.0, -2.5, 0.5], [0.5, -1.0, 0.0]]), "output": torch.tensor([0.0, 5.0])}
@@ -26,6 +34,9 @@ def evidence(round=0, seed=0, initial=INITIAL, trained=TRAINED, **readers):
         "read_trained": lambda: {name: weight.clone() for name, weight in trained.items()},
         "model": unasked,
         "batches": unasked,
+        "make_module": unasked,
+        "density": 0.5,
+        "scope": unasked,
     }
     masks = {name: mask.clone() for name, mask in MASKS.items()}
     return Evidence(round=round, masks=masks, seed=seed, **(defaults | readers))
@@ -73,6 +84,59 @@ def test_scores_do_not_share_memory_with_the_weights(criterion):
     for score in criterion(given).values():
         score.fill_(-7.0)
     assert all((weight >= 0).all() for weight in given.trained.values())
+
+
+def test_the_contract_covers_every_criterion():
+    assert {function.__name__ for function in CRITERIA} == {
+        "magnitude", "small_final", "large_init", "small_init", "large_init_large_final", "small_init_small_final",
+        "magnitude_increase", "movement", "random", "large_final_same_sign", "large_final_diff_sign",
+        "magnitude_increase_same_sign", "magnitude_increase_diff_sign",
+    }  # fmt: skip
+    assert large_final is magnitude
+
+
+# grew, shrank, changed its sign and grew, changed its sign and shrank, died
+W_I, W_F = torch.tensor([1.0, 2.0, -1.0, 4.0, 0.5]), torch.tensor([3.0, 1.0, 2.0, -0.5, 0.0])
+FORMULAS = {
+    "magnitude": [3, 1, 2, 0.5, 0],
+    "small_final": [-3, -1, -2, -0.5, 0],
+    "large_init": [1, 2, 1, 4, 0.5],
+    "small_init": [-1, -2, -1, -4, -0.5],
+    "large_init_large_final": [0.2, 0.4, 0.2, 0.2, 0],  # shares below: w_i .2 .6 .2 .8 0, w_f .8 .4 .6 .2 0
+    "small_init_small_final": [0, 0.2, 0.2, 0, 0.8],  # -w_i .4 .2 .4 0 .8, -w_f 0 .4 .2 .6 .8
+    "magnitude_increase": [2, -1, 1, -3.5, -0.5],
+    "movement": [2, 1, 3, 4.5, 0.5],
+    "large_final_same_sign": [3, 1, 0, 0, 0],
+    "large_final_diff_sign": [0, 0, 2, 0.5, 0],
+    "magnitude_increase_same_sign": [2, -1, 0, 0, 0],
+    "magnitude_increase_diff_sign": [0, 0, 1, -3.5, -0.5],
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_scores_are_those_of_the_papers_formula(name):
+    given = replace(evidence(initial={"w": W_I}, trained={"w": W_F}), masks={"w": torch.ones(5).bool()})
+    assert getattr(criteria, name)(given)["w"].tolist() == pytest.approx(FORMULAS[name])
+
+
+def test_percentiles_are_those_among_the_weights_still_kept():
+    given = replace(
+        evidence(initial={"w": torch.tensor([1.0, 2.0, 9.0, 3.0])}, trained={"w": torch.tensor([4.0, 5.0, 9.0, 1.0])}),
+        masks={"w": torch.tensor([True, True, False, True])},
+    )
+    scores = criteria.large_init_large_final(given)["w"]
+    assert scores[[0, 1, 3]].tolist() == pytest.approx([0, 1 / 3, 0])
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=30), st.floats(0.1, 10))
+def test_criteria_of_both_ends_do_not_depend_on_how_large_either_is(pairs, scale):
+    """The paper's factor: what is kept is what both ends put among their best."""
+    initial, trained = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+    masks = {"w": torch.ones(len(pairs)).bool()}
+    one = replace(evidence(initial={"w": initial}, trained={"w": trained}), masks=masks)
+    other = replace(evidence(initial={"w": initial}, trained={"w": trained * 2.0 ** round(scale)}), masks=masks)
+    for criterion in (criteria.large_init_large_final, criteria.small_init_small_final):
+        assert torch.equal(criterion(one)["w"], criterion(other)["w"])
 
 
 def test_magnitude_is_the_trained_weights_without_their_sign():

@@ -19,9 +19,11 @@ from lt_lightning.models import (
     conv2,
     conv4,
     conv6,
+    glorot_normal,
     lenet_300_100,
     resnet20,
     vgg16,
+    vgg19,
     warmup_multistep,
 )
 
@@ -34,6 +36,7 @@ NETWORKS = {
     "conv6": (conv6, CIFAR),
     "resnet20": (resnet20, CIFAR),
     "vgg16": (vgg16, CIFAR),
+    "vgg19": (vgg19, CIFAR),
 }
 LAYERS = nn.Linear | nn.Conv2d
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -72,6 +75,7 @@ VGG_NORMS = 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512
         ("conv6", CONV_64 + CONV_128 + CONV_256 + 256 * 4 * 4 * 256 + 256 * 256 + 256 * 10, 2_261_184),
         ("resnet20", RESNET_CONVS + 2_560 + 64 * 10, 270_896),
         ("vgg16", VGG_CONVS + 512 * 10, 14_715_584),
+        ("vgg19", VGG_CONVS + 9 * (256 * 256 + 2 * 512 * 512) + 512 * 10, 20_024_000),
     ],
 )
 def test_the_number_of_weights(name, derived, published):
@@ -117,6 +121,7 @@ HEAD = ["hidden1.weight", "hidden2.weight", "output.weight"]
         ("conv6", [f"conv{i}.weight" for i in range(1, 7)] + HEAD),
         ("resnet20", ["conv1.weight", *BLOCKS, *SHORTCUTS, "output.weight"]),
         ("vgg16", [f"conv{i}.weight" for i in range(1, 14)] + ["output.weight"]),
+        ("vgg19", [f"conv{i}.weight" for i in range(1, 17)] + ["output.weight"]),
     ],
 )
 def test_the_names_that_patterns_are_written_against(name, expected):
@@ -158,6 +163,24 @@ def test_batch_norm_scales_are_uniform_between_0_and_1(network):
     assert scales.var().item() == pytest.approx(1 / 12, rel=0.2)
 
 
+@pytest.mark.parametrize("network", [resnet20, vgg19])
+def test_another_initialization_may_be_chosen(network):
+    made = network(initialize=glorot_normal)
+    for layer in made.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all()
+    fans = (3 * 9, made.conv1.out_channels * 9)
+    assert made.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / sum(fans)), rel=0.15)
+
+
+@pytest.mark.parametrize("network", [conv2, conv4, conv6])
+def test_dropout_follows_both_hidden_layers(network):
+    with torch.device("meta"):
+        layers = [name for name, layer in network(dropout=0.5).named_children() if isinstance(layer, nn.Dropout)]
+        assert layers == ["hidden1_dropout", "hidden2_dropout"]
+        assert list(network(dropout=0.5).state_dict()) == list(network().state_dict())
+
+
 @pytest.mark.parametrize("name", ["lenet_300_100", "conv4", "resnet20"])
 def test_the_seed_decides_the_first_weights(name):
     states = []
@@ -190,6 +213,7 @@ LETTERS = {
         ("conv4", "CRCRP CRCRP F LR LR L"),
         ("conv6", "CRCRP CRCRP CRCRP F LR LR L"),
         ("vgg16", "CNRCNR P CNRCNR P CNRCNRCNR P CNRCNRCNR P CNRCNRCNR A F L"),
+        ("vgg19", "CNRCNR P CNRCNR P CNRCNRCNRCNR P CNRCNRCNRCNR P CNRCNRCNRCNR A F L"),
     ],
 )
 def test_layers_follow_each_other_as_published(name, expected):
@@ -474,7 +498,8 @@ def test_the_small_networks_train_with_adam_at_a_constant_rate(name, lr):
 
 
 @pytest.mark.parametrize(
-    ("name", "interval", "drops"), [("resnet20", "step", [20_000, 25_000]), ("vgg16", "epoch", [80, 120])]
+    ("name", "interval", "drops"),
+    [("resnet20", "step", [20_000, 25_000]), ("vgg16", "epoch", [80, 120]), ("vgg19", "epoch", [80, 120])],
 )
 def test_the_deep_networks_train_with_sgd_and_two_drops(name, interval, drops):
     optimizers = instantiate(compose(name).model).configure_optimizers()

@@ -10,6 +10,7 @@ from tiny import Tiny
 
 from lt_lightning import geometric, globally, lottery, magnitude, one_shot, random_mask, reinit
 from lt_lightning.plan import control_name, describe, unwrap
+from lt_lightning.rewinds import redraw
 
 
 class Halving:
@@ -66,7 +67,7 @@ def test_two_partials_of_one_function_differ_by_their_arguments():
 
 def test_a_control_is_called_by_the_name_of_its_function():
     assert control_name(reinit) == "reinit"
-    assert control_name(partial(partial(scaled, by=1), inner=None)) == "scaled"
+    assert control_name(partial(partial(scaled, by=1), inner=None)) == "scaled_1"
     assert unwrap(partial(partial(scaled, by=1), inner=None)) is scaled
     assert unwrap(reinit) is reinit
 
@@ -126,14 +127,26 @@ def ticket(ingredients):
             "controls need names of their own, other than 'ticket' and 'next': ['reinit', 'reinit'].",
         ),
         (
-            {"controls": [partial(scaled, by=1), partial(scaled, by=2)]},
-            "controls need names of their own, other than 'ticket' and 'next': ['scaled', 'scaled'].",
+            {"controls": [partial(scaled, by=1), partial(scaled, by=1)]},
+            "controls need names of their own, other than 'ticket' and 'next': ['scaled_1', 'scaled_1'].",
         ),
         ({"controls": [ticket]}, "controls need names of their own, other than 'ticket' and 'next': ['ticket']."),
         (
             {"controls": ["reinitt"]},
-            "there is no control 'reinitt': choose from ['reinit', 'random_mask'], "
-            "or give the dotted path of a function.",
+            "there is no control 'reinitt': choose from ['reinit', 'random_mask', 'random_mask_globally', "
+            "'signed_constant', 'kept_signs', 'shuffled_weights', 'noise(0.5)', 'at_step(100)'], or give the dotted "
+            "path of a function.",
+        ),
+        ({"controls": ["noise"]}, "the control 'noise' needs a value: write 'noise(0.5)'."),
+        (
+            {"controls": ["noise(-1)"]},
+            "sigma=-1 of noise must be a positive number, in standard deviations of a layer's initial weights: "
+            "noise(0.5).",
+        ),
+        (
+            {"controls": ["kept_signs"], "rewind": redraw},
+            "the control kept_signs changes the weights of the rewind point, and with rewind=redraw a round starts "
+            "from a fresh model: leave out one of them.",
         ),
         ({"schedule": lambda n: 0.5}, "round 0 is dense, but schedule(0) is 0.5; it must be 1.0."),
         (

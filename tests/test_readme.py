@@ -5,13 +5,14 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from app import composed
+from app import CONF, composed
 from lightning.pytorch.cli import LightningCLI
 from tiny import STEPS_PER_EPOCH, Tiny, loaders
 from torch import nn
 
 from lt_lightning import lottery
 from lt_lightning.analysis.report import draw
+from lt_lightning.controls import _OURS
 from lt_lightning.prunable import find_prunable
 from lt_lightning.records import read_records
 
@@ -84,8 +85,16 @@ def test_the_choices_of_the_table_are_the_configurations():
         files = {path.stem for path in (Path(__file__).parents[1] / "conf" / group).glob("*.yaml")}
         assert files <= set(re.findall(r"`([\w]+)`", row)), group
     experiments = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
-    row = re.search(r"^\| `experiment` \| (.*) \|$", TEXT, re.MULTILINE)[1]
-    assert experiments == set(re.findall(r"`(\w+)`", row))
+    table = re.search(r"^\| experiment \| of \|\n\|---\|---\|\n(.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)[1]
+    assert experiments == set(re.findall(r"`(\w+)`", table))
+    assert set(re.findall(r"`(\w+)` \*", table)) == {
+        name for name in experiments if "sweeper" in (CONF / "experiment" / f"{name}.yaml").read_text()
+    }
+
+
+def test_the_table_of_controls_is_complete():
+    table = re.search(r"^\| control \| changes \| to \|\n(.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall(r"^\| `(\w+)", table, re.MULTILINE) == list(_OURS)
 
 
 def test_the_tests_that_the_page_on_exactness_names_exist():

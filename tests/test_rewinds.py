@@ -7,10 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_lightning.rewinds import RewindStep, fine_tune, keep_weights, parse_step, redraw, to_point
+from lt_lightning import changes
+from lt_lightning.rewinds import (
+    Changed,
+    RewindStep,
+    fine_tune,
+    keep_signs,
+    keep_weights,
+    noise,
+    parse_step,
+    redraw,
+    shuffle_weights,
+    signed_constant,
+    to_point,
+)
 
 fresh_optimizer = partial(to_point, rewind_optimizer=False)
-REWINDS = [to_point, fresh_optimizer, keep_weights, fine_tune, redraw]
+CHANGING = {
+    signed_constant: changes.signed_constant,
+    keep_signs: changes.kept_signs,
+    shuffle_weights: changes.shuffled,
+}
+REWINDS = [to_point, fresh_optimizer, keep_weights, fine_tune, redraw, *CHANGING, noise(0.5)]
 
 POINT = {
     "state_dict": {"w": 1.0, "running_mean": 0.1},
@@ -106,6 +124,18 @@ def test_without_weight_averaging_there_is_one_kind_of_weights(rewind):
 
 def test_redraw_starts_from_nothing():
     assert redraw(POINT, TRAINED) is None
+
+
+@pytest.mark.parametrize("rewind", CHANGING)
+def test_a_rewind_that_changes_weights_says_how(rewind):
+    assert rewind(POINT, TRAINED) == Changed(CHANGING[rewind])
+
+
+def test_noise_has_its_sigma():
+    change = noise(0.5)(POINT, TRAINED).change
+    assert (change.func, change.keywords) == (changes.noisy, {"sigma": 0.5})
+    with pytest.raises(ValueError, match="sigma=0 of noise must be a positive number"):
+        noise(0)
 
 
 counts = st.integers(0, 10**9)

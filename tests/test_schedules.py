@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_lightning.plan import describe
-from lt_lightning.schedules import explicit, geometric, one_shot, rounds_to
+from lt_lightning.schedules import cubic, explicit, geometric, one_shot, rounds_to
 
-SCHEDULES = [geometric(0.2), one_shot(0.1), explicit([0.5, 0.2]), geometric({"*output*": 0.1, "*": 0.2})]
+SCHEDULES = [geometric(0.2), one_shot(0.1), explicit([0.5, 0.2]), geometric({"*output*": 0.1, "*": 0.2}), cubic(0.1, 8)]
 
 
 def flat(density):
@@ -53,7 +53,15 @@ def test_explicit_stays_at_its_last_density():
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, float("nan")])
 @pytest.mark.parametrize(
-    "make", [geometric, one_shot, lambda v: explicit([v]), lambda v: geometric({"*": v}), rounds_to]
+    "make",
+    [
+        geometric,
+        one_shot,
+        lambda v: explicit([v]),
+        lambda v: geometric({"*": v}),
+        rounds_to,
+        lambda v: cubic(v, 3),
+    ],
 )
 def test_values_outside_0_to_1_are_refused(make, value):
     with pytest.raises(ValueError, match=r"must lie inside \(0, 1\), got"):
@@ -65,3 +73,22 @@ def test_an_explicit_list_must_fall_and_not_be_empty():
         explicit([0.2, 0.5])
     with pytest.raises(ValueError, match="at least one density"):
         explicit([])
+
+
+@given(st.integers(1, 30), st.floats(0.001, 0.999))
+def test_cubic_begins_dense_reaches_its_density_and_prunes_less_and_less(rounds, density):
+    densities = [cubic(density, rounds)(n) for n in range(rounds + 3)]
+    assert densities[0] == 1.0
+    assert densities[rounds:] == [density] * 3
+    steps = [a - b for a, b in pairwise(densities[: rounds + 1])]
+    assert all(a >= b - 1e-12 for a, b in pairwise(steps))
+
+
+def test_cubic_is_the_papers_formula():
+    assert cubic(0.2, 4)(1) == pytest.approx(0.2 + 0.8 * 0.75**3)
+
+
+@pytest.mark.parametrize("rounds", [0, -1, 2.5, True, "3"])
+def test_cubic_needs_rounds(rounds):
+    with pytest.raises(ValueError, match=r"must be a whole number, 1 or more: in which the density is reached\."):
+        cubic(0.1, rounds)

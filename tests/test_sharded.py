@@ -1,6 +1,7 @@
 """Selection over real processes gives the masks of one process, bit for bit, whatever the sharding."""
 
 import builtins
+import inspect
 from math import prod
 
 import gloo
@@ -11,10 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lt_lightning import criteria, masks, sharded
-from lt_lightning.scopes import globally, keep_best, layerwise, select
+from lt_lightning.scopes import balanced, channels, erk, globally, keep_best, layerwise, n_m, select
 
+SCOPES = [globally, layerwise, erk, balanced, n_m, channels]
 MESHES = {1: [(1,), (1, 1)], 2: [(2,), (1, 2)], 4: [(4,), (2, 2)]}
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+CRITERIA = [value for value in vars(criteria).values() if getattr(value, "__module__", "") == criteria.__name__]
+CRITERIA = [value for value in CRITERIA if inspect.isfunction(value) and not value.__name__.startswith("_")]
 quiet = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -42,7 +46,7 @@ def problems(draw):
         dtype = same or draw(st.sampled_from(DTYPES))
         scores[f"w{n}"] = few_values(draw(st.sampled_from(["levels", "near", "normal"])), shape, generator).to(dtype)
         before[f"w{n}"] = torch.rand(shape, generator=generator) < share
-    scope, density = draw(st.sampled_from([globally, layerwise])), draw(st.sampled_from([0.02, 0.2, 0.5, 0.9]))
+    scope, density = draw(st.sampled_from(SCOPES)), draw(st.sampled_from([0.02, 0.2, 0.5, 0.9]))
     piece, turn = draw(st.sampled_from([2, 7, 1 << 17])), draw(st.booleans())
     return size, (scores, before, layouts, mesh, density * max(share, 0.1), scope, piece, turn)
 
@@ -122,7 +126,7 @@ def test_real_sharded_modules(teams, kind, width):
     assert placements[0]["hidden.weight"] == expected[kind]
 
 
-@pytest.mark.parametrize("criterion", [criteria.random, criteria.magnitude, criteria.movement])
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda function: function.__name__)
 def test_scores_do_not_depend_on_the_sharding(teams, criterion):
     full = {"a": torch.arange(15.0).view(5, 3), "b": torch.arange(4.0), "c": torch.arange(6.0).view(2, 3)}
     layouts = [{"a": "", "b": "", "c": ""}, {"a": "0", "b": "0", "c": "1"}, {"a": "1", "b": "r", "c": "0"}]

@@ -174,7 +174,7 @@ def test_a_run_on_several_processes_is_that_on_one_up_to_rounding(tmp_path, sing
 
 @slow
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
-@pytest.mark.parametrize("scope", ["globally", "layerwise"])
+@pytest.mark.parametrize("scope", ["globally", "layerwise", "erk", "balanced", "n_m", "channels"])
 def test_identical_trained_weights_give_identical_masks(tmp_path, scope, criterion):
     """With a learning rate of 0 the trained weights are those that were drawn, under each strategy."""
     still = {"lr": 0.0, "scope": scope, "criterion": criterion, "epochs": 1, "controls": ["random_mask"]}
@@ -203,6 +203,23 @@ def test_rewinds_and_criteria_under_fsdp2(tmp_path, settings):
     said = run(tmp_path / "two", FSDP2 | settings)
     assert {line["hidden"] for line in said.values()} == {0}
     assert_alike(tmp_path / "two", tmp_path / "one", 0.05)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"criterion": "snip"}, "snip needs whole weights, and here each process holds a part: train under strategy"),
+        (
+            {"controls": ["noise(0.5)"]},
+            "the control noise_0.5 changes the weights that a round starts from",
+        ),
+        ({"rewind": "keep_signs"}, "the rewind keep_signs changes the weights that a round starts from"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_by_every_process(tmp_path, settings, message):
+    run(tmp_path / "run", FSDP2 | {"rounds": 1} | settings, fails=True)
+    assert (tmp_path / "log").read_text().count(f"{message}") >= 2
 
 
 # Interruptions

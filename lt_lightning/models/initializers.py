@@ -1,14 +1,20 @@
 """How the published networks draw their first weights: in place, returning the network."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
+Initialize = Callable[[nn.Sequential], nn.Module]
+"""Draws the first weights of a network, in place, and returns it."""
+
 
 def glorot_normal(network: Network) -> Network:
     """Draw every linear and convolution weight from N(0, 2 / (fan_in + fan_out)); biases are zero.
+
+    Batch norm starts as torch has it: scales are one.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), Fig. 2: "Gaussian Glorot".
 

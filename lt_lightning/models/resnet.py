@@ -4,18 +4,21 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from lt_lightning.models.initializers import kaiming_normal
+from lt_lightning.models.initializers import Initialize, kaiming_normal
 from lt_lightning.models.shapes import Shape, channels_height_width
 
 
-def resnet20(shape: Shape = (3, 32, 32), num_classes: int = 10, width: int = 16) -> nn.Module:
+def resnet20(
+    shape: Shape = (3, 32, 32), num_classes: int = 10, width: int = 16, initialize: Initialize = kaiming_normal
+) -> nn.Module:
     """Three stages of three basic blocks (`width`, 2·width, 4·width channels), then global average pooling.
 
     Images (batch, *shape) become logits (batch, num_classes). A convolution with its own batch norm is the
     shortcut where the shape changes: `stage2.block1.shortcut` and `stage3.block1.shortcut`, 2,560 weights
     together at width 16. Then there are 270,896 linear and convolution weights, 272,474 parameters with batch
     norm's and the output bias, and 274,042 numbers with batch norm's running means and variances: the 274K
-    that Frankle & Carbin report. Values start as in `initializers.kaiming_normal`; theirs are Glorot.
+    that Frankle & Carbin report. `initialize` draws the first values: those of OpenLTH, or `glorot_normal` as Frankle &
+    Carbin.
 
     Raises:
         ValueError: when `shape` is not (channels, height, width).
@@ -38,7 +41,7 @@ def resnet20(shape: Shape = (3, 32, 32), num_classes: int = 10, width: int = 16)
         flatten=nn.Flatten(),
         output=nn.Linear(4 * width, num_classes),
     )
-    return kaiming_normal(nn.Sequential(layers))
+    return initialize(nn.Sequential(layers))
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Module:
