@@ -140,8 +140,8 @@ def keep_signs(point: State, trained: State) -> Changed:
 def shuffle_weights(point: State, trained: State) -> Changed:
     """The rewind point, and in each layer the kept weights at each other's places.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, `random_reshuffle` in its code; Frankle, Schwab & Morcos 2020 (2002.10365),
-    section 5, at an early step.
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, `random_reshuffle` in its code; at an early step Frankle,
+    Schwab & Morcos 2020 (2002.10365), section 5.
     """
     return Changed(changes.shuffled)
 
