@@ -35,7 +35,7 @@ WAIT = "wait"
 Todo = RewindStep | str | None
 """What to train before a run can go on: DENSE, or up to a point; or WAIT; None if nothing is missing."""
 
-_PRUNING = ("lottery", "prune", "name", "experiment", "seed", "share_dense")
+_PRUNING = ("lottery", "prune", "seed", "share_dense")
 """Entries of a configuration that round 0 does not depend on."""
 
 _LONGEST_NAP = 5.0

@@ -294,11 +294,12 @@ ALIKE = {
     "rewind step": {"rewind_step": 3},
     "controls": {"controls": ["reinit"]},
     "prunable": {"prunable": ["!output*"]},
-    "pruning in the configuration": {"config": {**CONFIG, "prune": {"rounds": 3}, "name": "other"}},
+    "pruning in the configuration": {"config": {**CONFIG, "prune": {"rounds": 3}}},
     "where the data lie": {"config": {**CONFIG, "data": {**CONFIG["data"], "path": "/elsewhere"}}},
     "seed": {"config": {**CONFIG, "data": {**CONFIG["data"], "seed": 3}, "seed": 3}, "seed": 3},
 }
 OTHER = {
+    "name": {"config": {**CONFIG, "name": "which a project may tell its models by"}},
     "model": {"config": {**CONFIG, "model": {"width": 13}}},
     "data": {"config": {**CONFIG, "data": {"batch_size": 10, "seed": 0}}},
     "order": {"config": {**CONFIG, "data": {**CONFIG["data"], "seed": 5}}},

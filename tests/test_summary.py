@@ -101,9 +101,14 @@ def test_experiment_and_method_are_told_by_the_folders(path, names):
 
 
 def test_the_shared_dense_rounds_of_an_experiment_are_no_method(tmp_path):
-    make_run(tmp_path / "e" / "dense" / "0123" / "seed=0", 0, [0.9], rounds=0)
+    make_run(tmp_path / "e" / "dense" / "0123456789abcdef" / "seed=0", 0, [0.9], rounds=0)
     make_run(tmp_path / "e" / "prune=iterative" / "seed=0", 0, [0.9, 0.8, 0.7])
     assert {row["method"] for row in summary.collect(tmp_path)[0]} == {"prune=iterative"}
+
+
+def test_an_experiment_may_be_called_dense(tmp_path):
+    make_run(tmp_path / "dense" / "prune=iterative" / "seed=0", 0, [0.9, 0.8, 0.7])
+    assert {row["experiment"] for row in summary.collect(tmp_path)[0]} == {"dense"}
 
 
 def test_the_files(study, capsys):

@@ -25,8 +25,8 @@ _NAMES = ("experiment", "method", "run", "seed", "round", "arm", "density")
 _SEED = re.compile(r"seed[=_-]?\d+|\d+")
 _DENSITY = re.compile(r"(?:^|,)[^,=\[]*density=[^,\[]*(?=,|$)")
 _OVERRIDE = re.compile(r",(?![^\[]*\])")
-_DENSE = "dense"
-"""The folder of rounds 0 that the runs of an experiment share, and each hold themselves."""
+_DENSE = re.compile(r"dense/[0-9a-f]{16}/seed=-?\d+")
+"""Where the rounds 0 lie that the runs of an experiment share, and each hold themselves."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def collect(directory: str | os.PathLike[str]) -> tuple[list[Record], list[Unfin
     unfinished = []
     for run in runs.find(directory):
         experiment, method = names(run.path)
-        if Path(run.path).resolve().parts[-3:-2] == (_DENSE,):
+        if _DENSE.fullmatch("/".join(Path(run.path).resolve().parts[-3:])):
             continue
         about = {"experiment": experiment, "method": method, "run": os.path.relpath(run.path, directory)}
         own = _records(run)
