@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         small_init,
         small_init_small_final,
     )
+    from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
@@ -66,6 +67,7 @@ __all__ = [
     "Control",
     "Criterion",
     "Evidence",
+    "Gradual",
     "Ingredients",
     "Masks",
     "Prunable",
@@ -81,11 +83,13 @@ __all__ = [
     "balanced",
     "channels",
     "cubic",
+    "cubically",
     "density",
     "erk",
     "explicit",
     "fine_tune",
     "geometric",
+    "geometrically",
     "globally",
     "grasp",
     "keep_signs",
@@ -98,6 +102,7 @@ __all__ = [
     "large_init_large_final",
     "layer_weights",
     "layerwise",
+    "linearly",
     "load_ticket",
     "lottery",
     "magnitude",
@@ -153,6 +158,7 @@ _MODULES = {
         "small_init",
         "small_init_small_final",
     ),
+    "gradual": ("Gradual", "cubically", "geometrically", "linearly"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),

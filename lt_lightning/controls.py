@@ -163,7 +163,8 @@ def _at_step(ticket: Ingredients, *, step: int) -> Ingredients:
         steps = sorted(int(each.stem.removeprefix("step-")) for each in path.parent.glob("step-*.ckpt"))
         raise FileNotFoundError(
             f"the control at_step({step}) starts from {path}, which is not there: round 0 has saved "
-            f"steps {steps}, as it was trained before this control was asked for. Choose one of them, or another directory."
+            f"steps {steps}, as it was trained before this control was asked for. Choose one of them, or another "
+            "directory."
         )
     return replace(ticket, start=str(path))
 

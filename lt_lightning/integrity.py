@@ -40,7 +40,8 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
     for made in damaged:
         aside = _rename(made.path)
         maker = plan.directory.arm(made.round, made.arm)
-        for path in (maker.done, maker.last):
+        makers = [maker, plan.directory.arm(made.round + 1)] if _is_tightened(plan, made) else [maker]
+        for path in (path for each in makers for path in (each.done, each.last)):
             remove(path)
         warnings.warn(
             f"{made.path} is damaged: it does not hold what was written. It is now {aside.name}, and "
@@ -48,6 +49,11 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
             stacklevel=2,
         )
     return [made.path for made in damaged]
+
+
+def _is_tightened(plan: Plan, made: _Made) -> bool:
+    """Whether this is a ticket that the round before has made and its own round has put other masks into."""
+    return plan.gradual is not None and made.path == plan.directory.arm(made.round + 1).ticket
 
 
 def _rename(path: Path) -> Path:

@@ -18,6 +18,7 @@ from lt_lightning.atomic import recover, remove
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
@@ -57,6 +58,8 @@ def lottery(
     seed_init: int | None = None,
     seed_data: int | None = None,
     dense: bool = True,
+    gradual: Gradual | None = None,
+    gradual_every: int | str = "1 epoch",
     dense_directory: str | Path | None = None,
     keep_last: bool = False,
     every: int | str | None = "auto",
@@ -93,6 +96,12 @@ def lottery(
         seed_data: of the order of the data and of all that is drawn while training, such as augmentation and dropout;
             `seed` if None.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
+        gradual: how masks tighten while a round trains: `cubically()`, `linearly()`, `geometrically()`, or a function
+            of (progress of the fit, density before, density after). Each round then starts with the masks of the one
+            before and ends with its own density; what it ends with is in its ticket, and what its controls train with.
+            Only validations at that density count for the early stop. None: masks are drawn between rounds.
+        gradual_every: how often masks tighten: "1 epoch", or steps (100, "100 steps"); and once more as soon as the
+            round's density is due.
         dense_directory: where runs that train alike share round 0: whichever comes first trains it, once for a seed, in
             `<dense_directory>/<key>/seed=N`, and each takes hard links to it. The key is a hash of `config` without
             what is about pruning, so `config` must hold all that training depends on. The ticket of that fit comes
@@ -147,6 +156,8 @@ def lottery(
         keep_last=keep_last,
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         config=dict(config or {}),
+        gradual=gradual,
+        gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
@@ -293,6 +304,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
     resume = broadcast(next((path for path in candidates if path.exists()), None))
     ingredients = ticket = _ingredients(plan, round)
+    if plan.gradual and round > 0 and not control:
+        before = ticketfile.read(plan.directory.arm(round - 1).ticket)
+        ingredients = replace(ticket, masks=before.masks)  # once it is done, its own ticket holds those of its end
     if control:
         ingredients = _write_own_start(plan, arm, control(ticket), ticket)
     module = fresh_module(model, ingredients.init_seed)

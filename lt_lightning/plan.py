@@ -10,6 +10,8 @@ from typing import Any
 from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
+from lt_lightning.gradual import Gradual
+from lt_lightning.gradual import check as check_gradual
 from lt_lightning.masks import Density, Masks
 from lt_lightning.prunable import Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
@@ -19,6 +21,8 @@ from lt_lightning.scopes import Scope, group_by_pattern
 
 AUTO = "auto"
 """At the end of an epoch, if saving is cheap enough then."""
+
+EACH_EPOCH = RewindStep(1, "epochs")
 
 _EXAMPLES = {
     "schedule": "pass one such as geometric(0.2).",
@@ -51,6 +55,8 @@ class Plan:
     keep_last: bool
     every: RewindStep | str | None
     config: Mapping[str, Any]
+    gradual: Gradual | None = None
+    gradual_every: RewindStep = EACH_EPOCH
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +99,17 @@ class Plan:
             raise ValueError(f"round 0 is dense, but schedule(0) is {self.schedule(0)}; it must be 1.0.")
         for round in range(1, self.rounds + 1):
             _check_densities(round, self.schedule(round), self.schedule(round - 1))
+        self._check_gradual()
+
+    def _check_gradual(self) -> None:
+        if self.gradual is None:
+            return
+        if not callable(self.gradual):
+            raise ValueError(f"gradual={self.gradual!r} is not a function: pass one such as cubically().")
+        if self.gradual_every.count == 0:
+            raise ValueError(f'gradual_every="{self.gradual_every}" must be at least 1: "1 epoch", "100 steps".')
+        for round in range(1, self.rounds + 1):
+            check_gradual(self.gradual, round, self.schedule(round - 1), self.schedule(round))
 
     def has_ticket(self, round: int) -> bool:
         """Whether the schedule has a density for a round; beyond the last one it need not."""
@@ -129,7 +146,12 @@ class Plan:
             "mode": self.mode,
             **{name: seed for name, seed in seeds.items() if name == "seed" or seed != self.seed},
             "dense": self.dense,
+            **self._describe_gradual(),
         }
+
+    def _describe_gradual(self) -> dict[str, Any]:
+        every = str(self.gradual_every)
+        return {} if self.gradual is None else {"gradual": describe(self.gradual), "gradual_every": every}
 
 
 def control_name(control: Callable[..., Any]) -> str:

@@ -57,6 +57,7 @@ class Saving:
         if self._makes_points:
             points.check(trainer, self._plan)
             self._save_point_if_due(trainer)
+            self._end_at_point(trainer)
         self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
@@ -159,6 +160,7 @@ class Saving:
         """
         if self._makes_points:
             self._save_point_if_due(trainer, epochs)
+            self._end_at_point(trainer, epochs)
         if not position.is_over(trainer):
             if self._last_is_due(trainer, epochs):
                 self._save_last(trainer)
@@ -182,7 +184,11 @@ class Saving:
                 self._plan.directory.link_rewind_point(path)
             wait()  # others look at it when the fit ends, which may be now
             self._awaits_point = False
-            trainer.should_stop = trainer.should_stop or not self._plan.dense
+
+    def _end_at_point(self, trainer: L.Trainer, epochs: int = 0) -> None:
+        """End round 0 where the next one starts, if it is to be no longer; an earlier start may have saved the point."""
+        if not self._plan.dense and not self._awaits_point and points.reached(trainer, self._plan, epochs):
+            trainer.should_stop = True
 
     def _save_last(self, trainer: L.Trainer) -> None:
         start = time.monotonic()

@@ -75,6 +75,7 @@ def plan_of(plan: Plan, root: Path) -> Plan:
         controls=(),
         prunable=_all,
         dense=True,
+        gradual=None,
         keep_last=True,
         config=config,
     ).checked()

@@ -38,6 +38,7 @@ DEFAULTS = {
     "rewind": "to_point",
     "criterion": "magnitude",
     "scope": "globally",
+    "gradual": None,
     "optimizer": "AdamW",
     "die": None,
     "rounds": 2,
@@ -128,6 +129,8 @@ def main(directory, settings):
         directory=directory,
         rewind_step="6 steps",
         **functions,
+        gradual=settings["gradual"] and getattr(lt_lightning, settings["gradual"])(end=0.9),
+        gradual_every="3 steps",
         **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "dense_directory", "seed")},
         config={"script": "several"},
     )

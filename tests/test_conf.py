@@ -12,7 +12,7 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
-from lt_lightning import at_init, criteria, rewinds, schedules, scopes
+from lt_lightning import at_init, criteria, gradual, rewinds, schedules, scopes
 from lt_lightning.models import Classifier
 from lt_lightning.naming import run_directory
 
@@ -30,7 +30,7 @@ PLUGINS = {"ray": "hydra_ray_launcher", "optuna": "hydra_optuna_sweeper"}
 def test_every_choice_composes_and_says_how_to_use_it(group, choice):
     if (plugin := PLUGINS.get(choice)) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"{plugin} is not installed: an extra of pyproject.toml that the test extra leaves out")
-    cfg = composed(f"{group}={choice}")
+    cfg = composed(*["prune=gradual"] * (group == "prune/gradual"), f"{group}={choice}")
     assert cfg.hydra.runtime.choices[group] == choice
     first = (CONF / group / f"{choice}.yaml").read_text().removeprefix("# @package _global_\n").splitlines()[0]
     assert first.startswith("# ")
@@ -73,10 +73,26 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
-FAMILIES = {"criterion": [criteria, at_init], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
+FAMILIES = {
+    "criterion": [criteria, at_init],
+    "scope": [scopes],
+    "rewind": [rewinds],
+    "schedule": [schedules],
+    "gradual": [gradual],
+}
 """Group of configurations → the modules that hold its functions."""
 
-HELPERS = {"keep_best", "select", "group_by_pattern", "expected_density", "apportion", "parse_step", "rounds_to"}
+HELPERS = {
+    "keep_best",
+    "select",
+    "group_by_pattern",
+    "expected_density",
+    "apportion",
+    "parse_step",
+    "rounds_to",
+    "density_at",
+    "check",
+}
 """Public functions of these modules that belong to no family."""
 
 
@@ -88,7 +104,10 @@ def test_every_function_of_a_family_has_a_configuration_of_its_name(group):
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in HELPERS and name[0] != "_"
     }
-    made = {path.stem: composed(f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")}
+    parents = ["prune=gradual"] if group == "gradual" else []
+    made = {
+        path.stem: composed(*parents, f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")
+    }
     assert {cfg.prune[group]._target_ for cfg in made.values()} == found
     for name, cfg in made.items():
         assert cfg.prune[group]._target_.rpartition(".")[2] == name
