@@ -61,7 +61,9 @@ def test_a_study_is_several_grids_in_one_sweep(tmp_path):
     assert [int(job[0]) for job in jobs] == list(range(12))
 
 
-@pytest.mark.parametrize("prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune"])
+@pytest.mark.parametrize(
+    "prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune", "gradual"]
+)
 def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     cfg = composed(f"prune={prune}")
     next(instantiate(cfg.prune)(Tiny, directory=tmp_path, seed=0))
@@ -69,7 +71,7 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     rewinds = {"lr_rewinding": "keep_weights", "fine_tune": "fine_tune"}
     function = plan["rewind"]["function"] if isinstance(plan["rewind"], dict) else plan["rewind"]
     assert function == f"lt_lightning.rewinds.{rewinds.get(prune, 'to_point')}"
-    assert plan["rounds"] == {"none": 0, "one_shot": 1}.get(prune, 12)
+    assert plan["rounds"] == {"none": 0, "one_shot": 1, "gradual": 1}.get(prune, 12)
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
