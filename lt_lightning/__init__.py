@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from lt_lightning.schedules import Schedule, cubic, explicit, geometric, one_shot, rounds_to
     from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
+    from lt_lightning.stopping import StopWhen, worse_than_dense
     from lt_lightning.ticket import Ticket
     from lt_lightning.ticketfile import TicketFile, load_ticket
 
@@ -76,6 +77,7 @@ __all__ = [
     "Scope",
     "Scores",
     "State",
+    "StopWhen",
     "Ticket",
     "TicketFile",
     "Weights",
@@ -126,6 +128,7 @@ __all__ = [
     "snip",
     "synflow",
     "to_point",
+    "worse_than_dense",
 ]
 
 _MODULES = {
@@ -176,6 +179,7 @@ _MODULES = {
     ),
     "schedules": ("Schedule", "cubic", "explicit", "geometric", "one_shot", "rounds_to"),
     "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
+    "stopping": ("StopWhen", "worse_than_dense"),
     "ticket": ("Ticket",),
     "ticketfile": ("TicketFile", "load_ticket"),
 }

@@ -87,11 +87,13 @@ def _are_curves_whole(files: ArmDirectory) -> bool:
 
 def _to_check(plan: Plan) -> list[_Made]:
     """Markers first: what they know about other files counts only if they are whole."""
+    stopped = plan.directory.stopped_after
+    arms = [fit for fit in plan.arms if stopped is None or fit[0] <= stopped]
     markers = [_Made(plan.directory.arm(*fit).done, *fit) for fit in plan.arms]
-    finished = {fit for fit in plan.arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
-    complete = len(finished) == len(plan.arms)
+    finished = {fit for fit in arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
+    complete = len(finished) == len(arms)
     starts = [made for fit in plan.arms if complete or fit not in finished for made in _starts(plan, *fit)]
-    results = [made for fit in plan.arms if complete for made in _results(plan, *fit)]
+    results = [made for fit in arms if complete for made in _results(plan, *fit)]
     return [*markers, *_points(plan), *starts, *results]
 
 

@@ -1,5 +1,6 @@
 """The lottery: which fit comes next. Only here is the order of rounds and arms known, and it is read from disk."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lt_lightning import checkpoints, lazy, liveness, lock, preview, pruning, sharing, ticketfile
-from lt_lightning.atomic import recover, remove
+from lt_lightning.atomic import recover, remove, write_text
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
@@ -22,7 +23,7 @@ from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
-from lt_lightning.plan import AUTO, Plan, control_name, unwrap
+from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
@@ -31,6 +32,7 @@ from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, 
 from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
+from lt_lightning.stopping import StopWhen
 from lt_lightning.ticket import Ticket, unwrap_compiled
 from lt_lightning.twins import twins
 
@@ -60,6 +62,7 @@ def lottery(
     dense: bool = True,
     gradual: Gradual | None = None,
     gradual_every: int | str = "1 epoch",
+    stop_when: StopWhen | None = None,
     dense_directory: str | Path | None = None,
     keep_last: bool = False,
     every: int | str | None = "auto",
@@ -102,6 +105,9 @@ def lottery(
             Only validations at that density count for the early stop. None: masks are drawn between rounds.
         gradual_every: how often masks tighten: "1 epoch", or steps (100, "100 steps"); and once more as soon as the
             round's density is due.
+        stop_when: whether no further round is trained, from the records of those that are done:
+            `worse_than_dense(0.01)`, or a function of yours. It is asked before every round, the file `stopped` tells
+            after which it ended the run, and with another rule, or none, the run goes on: it changes no result.
         dense_directory: where runs that train alike share round 0: whichever comes first trains it, once for a seed, in
             `<dense_directory>/<key>/seed=N`, and each takes hard links to it. The key is a hash of `config` without
             what is about pruning, so `config` must hold all that training depends on. The ticket of that fit comes
@@ -158,6 +164,7 @@ def lottery(
         config=dict(config or {}),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
+        stop_when=stop_when,
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
@@ -207,6 +214,8 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
     if shared is not None and broadcast(sharing.is_possible(shared) and not _has_begun(plan)):
         yield from _share_dense(plan, model, shared)
     for round in range(plan.rounds + 1):
+        if round > 0 and broadcast(_ends_before(plan, round)):
+            break
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
             if broadcast(plan.directory.arm(round, arm).done.exists()):
@@ -219,6 +228,23 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
     _write_records(plan)
     leave()
+
+
+def _ends_before(plan: Plan, round: int) -> bool:
+    """Whether `stop_when` ends the run before a round; the file `stopped` says so as long as it does."""
+    told = plan.directory.stopped
+    if not is_writer() or plan.directory.is_scratch:
+        return False
+    records = [record for record in plan.directory.finished() if record["round"] < round]
+    if plan.stop_when is None or not plan.stop_when(records):
+        if plan.directory.stopped_after == round - 1:  # by another rule
+            remove(told)
+        return False
+    text = json.dumps({"after_round": round - 1, "stop_when": describe(plan.stop_when)}, indent=1) + "\n"
+    if not told.exists() or told.read_text("utf-8") != text:
+        write_text(told, text)
+    rank_zero_info(f"stop_when ends the run after round {round - 1}; {told} says so")
+    return True
 
 
 def _has_begun(plan: Plan) -> bool:

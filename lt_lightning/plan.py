@@ -18,6 +18,7 @@ from lt_lightning.rewinds import Rewind, RewindStep
 from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
+from lt_lightning.stopping import StopWhen, needs_dense
 
 AUTO = "auto"
 """At the end of an epoch, if saving is cheap enough then."""
@@ -57,6 +58,7 @@ class Plan:
     config: Mapping[str, Any]
     gradual: Gradual | None = None
     gradual_every: RewindStep = EACH_EPOCH
+    stop_when: StopWhen | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -100,6 +102,20 @@ class Plan:
         for round in range(1, self.rounds + 1):
             _check_densities(round, self.schedule(round), self.schedule(round - 1))
         self._check_gradual()
+        self._check_stop_when()
+
+    def _check_stop_when(self) -> None:
+        if self.stop_when is None:
+            return
+        if not callable(self.stop_when):
+            raise ValueError(
+                f"stop_when={self.stop_when!r} is not a function: pass one such as worse_than_dense(0.01)."
+            )
+        if needs_dense(self.stop_when) and not self.dense:
+            raise ValueError(
+                "stop_when=worse_than_dense compares with the dense network, which dense=False does not train: leave "
+                "one of them out."
+            )
 
     def _check_gradual(self) -> None:
         if self.gradual is None:
@@ -147,6 +163,7 @@ class Plan:
             **{name: seed for name, seed in seeds.items() if name == "seed" or seed != self.seed},
             "dense": self.dense,
             **self._describe_gradual(),
+            **({} if self.stop_when is None else {"stop_when": describe(self.stop_when)}),
         }
 
     def _describe_gradual(self) -> dict[str, Any]:

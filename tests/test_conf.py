@@ -12,7 +12,7 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
-from lt_lightning import at_init, criteria, gradual, rewinds, schedules, scopes
+from lt_lightning import at_init, criteria, gradual, rewinds, schedules, scopes, stopping
 from lt_lightning.models import Classifier
 from lt_lightning.naming import run_directory
 
@@ -81,6 +81,7 @@ FAMILIES = {
     "rewind": [rewinds],
     "schedule": [schedules],
     "gradual": [gradual],
+    "stop_when": [stopping],
 }
 """Group of configurations → the modules that hold its functions."""
 
@@ -94,6 +95,7 @@ HELPERS = {
     "rounds_to",
     "density_at",
     "check",
+    "needs_dense",
 }
 """Public functions of these modules that belong to no family."""
 
