@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         small_init,
         small_init_small_final,
     )
+    from lt_lightning.early_bird import EarlyBird, settled
     from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from lt_lightning.stopping import StopWhen, worse_than_dense
     from lt_lightning.ticket import Ticket
     from lt_lightning.ticketfile import TicketFile, load_ticket
+    from lt_lightning.transfer import transfer
 
 __version__ = "0.1.0"
 
@@ -67,6 +69,7 @@ __all__ = [
     "Changed",
     "Control",
     "Criterion",
+    "EarlyBird",
     "Evidence",
     "Gradual",
     "Ingredients",
@@ -120,6 +123,7 @@ __all__ = [
     "redraw",
     "reinit",
     "rounds_to",
+    "settled",
     "shuffle_weights",
     "shuffled_weights",
     "small_final",
@@ -128,6 +132,7 @@ __all__ = [
     "snip",
     "synflow",
     "to_point",
+    "transfer",
     "worse_than_dense",
 ]
 
@@ -161,6 +166,7 @@ _MODULES = {
         "small_init",
         "small_init_small_final",
     ),
+    "early_bird": ("EarlyBird", "settled"),
     "gradual": ("Gradual", "cubically", "geometrically", "linearly"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
@@ -182,6 +188,7 @@ _MODULES = {
     "stopping": ("StopWhen", "worse_than_dense"),
     "ticket": ("Ticket",),
     "ticketfile": ("TicketFile", "load_ticket"),
+    "transfer": ("transfer",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -19,6 +19,7 @@ from lt_lightning.atomic import recover, remove, write_text
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.early_bird import EarlyBird
 from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
@@ -62,6 +63,7 @@ def lottery(
     dense: bool = True,
     gradual: Gradual | None = None,
     gradual_every: int | str = "1 epoch",
+    early_bird: EarlyBird | None = None,
     stop_when: StopWhen | None = None,
     dense_directory: str | Path | None = None,
     keep_last: bool = False,
@@ -105,6 +107,9 @@ def lottery(
             Only validations at that density count for the early stop. None: masks are drawn between rounds.
         gradual_every: how often masks tighten: "1 epoch", or steps (100, "100 steps"); and once more as soon as the
             round's density is due.
+        early_bird: whether round 0 ends, from how far the masks that would be drawn from it moved in each of its epochs:
+            `settled(0.1, epochs=5)`, or a function of yours. The distances are in its curves and records as
+            `mask_distance`. Its dense network is shared with no other run. None: it trains its full length.
         stop_when: whether no further round is trained, from the records of those that are done:
             `worse_than_dense(0.01)`, or a function of yours. It is asked before every round, the file `stopped` tells
             after which it ended the run, and with another rule, or none, the run goes on: it changes no result.
@@ -164,6 +169,7 @@ def lottery(
         config=dict(config or {}),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
+        early_bird=early_bird,
         stop_when=stop_when,
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
@@ -174,7 +180,7 @@ def lottery(
         check_tickets(plan)
     if is_writer() and not is_config_damaged(plan):
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
-    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense else None
+    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense and not early_bird else None
     return _fits(plan, model, shared)
 
 

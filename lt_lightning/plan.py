@@ -10,6 +10,7 @@ from typing import Any
 from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
+from lt_lightning.early_bird import EarlyBird
 from lt_lightning.gradual import Gradual
 from lt_lightning.gradual import check as check_gradual
 from lt_lightning.masks import Density, Masks
@@ -58,6 +59,7 @@ class Plan:
     config: Mapping[str, Any]
     gradual: Gradual | None = None
     gradual_every: RewindStep = EACH_EPOCH
+    early_bird: EarlyBird | None = None
     stop_when: StopWhen | None = None
 
     @property
@@ -102,7 +104,22 @@ class Plan:
         for round in range(1, self.rounds + 1):
             _check_densities(round, self.schedule(round), self.schedule(round - 1))
         self._check_gradual()
+        self._check_early_bird()
         self._check_stop_when()
+
+    def _check_early_bird(self) -> None:
+        if self.early_bird is None:
+            return
+        if not callable(self.early_bird):
+            raise ValueError(f"early_bird={self.early_bird!r} is not a function: pass one such as settled(0.1).")
+        if not self.dense:
+            raise ValueError(
+                "early_bird says when the dense round ends, which dense=False has not: leave out one of them."
+            )
+        if self.rounds == 0:
+            raise ValueError(
+                "early_bird looks at the masks of round 1, and rounds=0 has none: ask for one round or more."
+            )
 
     def _check_stop_when(self) -> None:
         if self.stop_when is None:
@@ -163,6 +180,7 @@ class Plan:
             **{name: seed for name, seed in seeds.items() if name == "seed" or seed != self.seed},
             "dense": self.dense,
             **self._describe_gradual(),
+            **({} if self.early_bird is None else {"early_bird": describe(self.early_bird)}),
             **({} if self.stop_when is None else {"stop_when": describe(self.stop_when)}),
         }
 

@@ -76,6 +76,7 @@ def plan_of(plan: Plan, root: Path) -> Plan:
         prunable=_all,
         dense=True,
         gradual=None,
+        early_bird=None,
         stop_when=None,
         keep_last=True,
         config=config,

@@ -28,7 +28,7 @@ from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
 from lt_lightning.ticketfile import TicketFile, tensors_of
-from lt_lightning.tightening import Tightening
+from lt_lightning.tightening import Settling, Tightening
 from lt_lightning.twins import twins
 
 
@@ -62,6 +62,8 @@ class Ticket(Callback):
         self._enforcement = Enforcement({}, {})
         tightens = plan.gradual is not None and self.round > 0 and arm == TICKET
         self._tightening = Tightening(plan, self.round) if tightens else None
+        watches = plan.early_bird is not None and self.round == 0 and arm == TICKET
+        self._settling = Settling(plan) if watches else None
         self._measured = Measurements(plan.monitor, plan.mode)
         self._tuning = tuning.Tuning()
         self._trained = False
@@ -149,8 +151,9 @@ class Ticket(Callback):
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
-        if self._tightening:
-            self._tightening.check(trainer)
+        for each in (self._tightening, self._settling):
+            if each:
+                each.check(trainer)
         if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
             pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -237,6 +240,8 @@ class Ticket(Callback):
         self._enforcement.begin(trainer)
         self._return_to_position(trainer)
         self._write_late_weights(pl_module)
+        if self._settling:
+            self._settling.begin(trainer, self.masks)
         if self._tightening:
             self._tightening.begin(trainer, self.masks)
             self._measured.beside = {"density": self.density}
@@ -339,6 +344,15 @@ class Ticket(Callback):
         if broadcast(self._measured.validate(trainer, counts=self._tightening is None or self._tightening.is_over)):
             self._saving.save_best(trainer)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at how far the masks moved that would be drawn now, and end round 0 once they have settled."""
+        if not self._settling:
+            return
+        distance = self._settling.end_epoch(trainer, self.masks)
+        if distance is not None:
+            pl_module.log("mask_distance", distance, rank_zero_only=True)
+        trainer.should_stop = trainer.should_stop or broadcast(self._settling.is_over)
+
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: keep its metrics."""
         self._measured.end_epoch(trainer)
@@ -440,13 +454,16 @@ class Ticket(Callback):
             return {}
         measured = self._measured.state_dict()
         state = {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
-        return state | ({"masks": self._tightening.state_dict(self.masks)} if self._tightening else {})
+        state |= {"masks": self._tightening.state_dict(self.masks)} if self._tightening else {}
+        return state | ({"settling": self._settling.state_dict()} if self._settling else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
         self._random_states = state["random_states"]
         if self._resuming:
             self._measured.load_state_dict(state["measured"])
+        if self._resuming and self._settling and "settling" in state:
+            self._settling.load_state_dict(state["settling"])
         if self._resuming and self._tightening:
             self._masks, self._density = self._tightening.load_state_dict(state["masks"], self.masks), None
 

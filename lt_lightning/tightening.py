@@ -1,4 +1,4 @@
-"""Masks that tighten while a round trains: when they are due, and which weights go."""
+"""Masks that are chosen while a round trains: those that tighten it, and those that tell when round 0 may end."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,6 +7,7 @@ import lightning as L
 
 from lt_lightning import position
 from lt_lightning.criteria import Evidence
+from lt_lightning.early_bird import mask_distance
 from lt_lightning.gradual import density_at
 from lt_lightning.masks import Density, Masks
 from lt_lightning.plan import Plan
@@ -88,6 +89,51 @@ class Tightening:
         """The masks that a checkpoint kept; the shapes are those of `masks`."""
         self._now = state["density"]
         return {name: unpack(state["masks"][name], list(mask.shape)) for name, mask in masks.items()}
+
+
+class Settling:
+    """The masks that would be drawn from round 0 after each of its epochs, and how far they moved.
+
+    Args:
+        plan: of the lottery, with `early_bird`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._last: dict[str, Any] = {}
+        self._distances: list[float] = []
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Raise a ValueError if masks cannot be drawn under this Trainer."""
+        require_whole(trainer, "early_bird")
+
+    def begin(self, trainer: L.Trainer, masks: Masks) -> None:
+        """As for `Tightening`."""
+        if is_writer():
+            self._plan.criterion(evidence_now(self._plan, 1, masks, trainer))
+
+    def end_epoch(self, trainer: L.Trainer, masks: Masks) -> float | None:
+        """How far the masks moved in this epoch; None after the first. Call on every process."""
+        drawn = choose_now(self._plan, 1, masks, self._plan.schedule(1), trainer)
+        last = {name: unpack(self._last[name], list(mask.shape)) for name, mask in masks.items() if self._last}
+        self._last = {name: pack(mask) for name, mask in drawn.items()}
+        if not last:
+            return None
+        self._distances.append(mask_distance(drawn, last))
+        return self._distances[-1]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether round 0 ends here."""
+        return self._plan.early_bird is not None and bool(self._plan.early_bird(self._distances))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the last masks, eight weights a byte, and all distances."""
+        return {"masks": self._last, "distances": self._distances}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what a checkpoint kept."""
+        self._last, self._distances = dict(state["masks"]), list(state["distances"])
 
 
 def require_whole(trainer: L.Trainer, what: str) -> None:
