@@ -107,9 +107,9 @@ def lottery(
             Only validations at that density count for the early stop. None: masks are drawn between rounds.
         gradual_every: how often masks tighten: "1 epoch", or steps (100, "100 steps"); and once more as soon as the
             round's density is due.
-        early_bird: whether round 0 ends, from how far the masks that would be drawn from it moved in each of its epochs:
-            `settled(0.1, epochs=5)`, or a function of yours. The distances are in its curves and records as
-            `mask_distance`. Its dense network is shared with no other run. None: it trains its full length.
+        early_bird: whether round 0 ends, from how far the masks that would be drawn from it moved in each of its
+            epochs: `settled(0.1, epochs=5)`, or a function of yours. The distances are in its curves and records as
+            `mask_distance`, and its dense network is shared with no other run. None: it trains its full length.
         stop_when: whether no further round is trained, from the records of those that are done:
             `worse_than_dense(0.01)`, or a function of yours. It is asked before every round, the file `stopped` tells
             after which it ended the run, and with another rule, or none, the run goes on: it changes no result.

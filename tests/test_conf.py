@@ -12,7 +12,7 @@ from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
-from lt_lightning import at_init, criteria, gradual, rewinds, schedules, scopes, stopping
+from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
 from lt_lightning.models import Classifier
 from lt_lightning.naming import run_directory
 
@@ -30,7 +30,7 @@ PLUGINS = {"ray": "hydra_ray_launcher", "optuna": "hydra_optuna_sweeper"}
 def test_every_choice_composes_and_says_how_to_use_it(group, choice):
     if (plugin := PLUGINS.get(choice)) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"{plugin} is not installed: an extra of pyproject.toml that the test extra leaves out")
-    cfg = composed(*["prune=gradual"] * (group == "prune/gradual"), f"{group}={choice}")
+    cfg = composed(*[f"prune={group[6:]}"] * (group in ("prune/gradual", "prune/early_bird")), f"{group}={choice}")
     assert cfg.hydra.runtime.choices[group] == choice
     first = (CONF / group / f"{choice}.yaml").read_text().removeprefix("# @package _global_\n").splitlines()[0]
     assert first.startswith("# ")
@@ -82,6 +82,7 @@ FAMILIES = {
     "schedule": [schedules],
     "gradual": [gradual],
     "stop_when": [stopping],
+    "early_bird": [early_bird],
 }
 """Group of configurations → the modules that hold its functions."""
 
@@ -96,6 +97,7 @@ HELPERS = {
     "density_at",
     "check",
     "needs_dense",
+    "mask_distance",
 }
 """Public functions of these modules that belong to no family."""
 
@@ -108,7 +110,7 @@ def test_every_function_of_a_family_has_a_configuration_of_its_name(group):
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in HELPERS and name[0] != "_"
     }
-    parents = ["prune=gradual"] if group == "gradual" else []
+    parents = [f"prune={group}"] if group in ("gradual", "early_bird") else []
     made = {
         path.stem: composed(*parents, f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")
     }

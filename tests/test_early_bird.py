@@ -1,5 +1,7 @@
 """The dense round ends once the masks that would be drawn from it have settled."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,7 +62,7 @@ def test_round_0_ends_when_the_masks_have_settled_and_the_ticket_trains_its_full
     full = {name: torch.ones(w.shape).bool() for name, w in dense[0].items()}
     for weights in dense:
         masks.append(globally({name: w.abs() for name, w in weights.items()}, full, 0.25))
-    distances = [mask_distance(one, other) for one, other in zip(masks, masks[1:], strict=False)]
+    distances = [mask_distance(one, other) for one, other in pairwise(masks)]
     ends = next(n for n in range(2, len(distances) + 1) if max(distances[n - 2 : n]) < 0.04)
     rows = read_records(tmp_path / "early" / "records.csv")
     assert len(dense) == len(distances) + 1 == ends + 1 < 12
@@ -104,10 +106,8 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
 
     refused(act(early_bird=0.1), ValueError, "early_bird=0.1 is not a function: pass one such as settled(0.1).")
     refused(act(dense=False), ValueError, "early_bird says when the dense round ends, which dense=False has not")
-    rounds = lottery
-    refused(
-        lambda: rounds(Watched, rounds=0, directory=tmp_path, early_bird=settled()), ValueError, "and rounds=0 has none"
-    )
+    dense = lambda: lottery(Watched, rounds=0, directory=tmp_path, early_bird=settled())  # noqa: E731
+    refused(dense, ValueError, "and rounds=0 has none")
     refused(act("b", criterion=snip), ValueError, "asks for batches or for a copy of the module")
     for wrong in ({"distance": 0}, {"distance": 1.5}, {"epochs": 0}, {"epochs": True}):
         refused(lambda wrong=wrong: settled(**wrong), ValueError, "must")
