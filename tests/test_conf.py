@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from app import CONF, composed, run
 from hydra.utils import instantiate
@@ -15,6 +16,8 @@ from tiny import Tiny
 from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
 from lt_lightning.models import Classifier
 from lt_lightning.naming import run_directory
+from lt_lightning.schedules import one_shot
+from lt_lightning.ticketfile import TicketFile
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
@@ -59,6 +62,20 @@ def test_a_study_is_several_grids_in_one_sweep(tmp_path):
     expected = [(f"seed={seed}", "prune=one_shot" if d else "prune=iterative", d) for d in densities for seed in (0, 1)]
     assert sorted(job[1:] for job in jobs) == sorted(expected)
     assert [int(job[0]) for job in jobs] == list(range(12))
+
+
+def test_the_gradual_study_compares_at_equal_density_and_total_steps():
+    grids = composed("study=gradual_study").hydra.sweeper.grids
+    totals = {}
+    for grid in grids:
+        given = [f"{key}={value}" for key, value in grid.items() if "," not in str(value)]
+        cfg = composed("study=gradual_study", *given)
+        settings = {key: cfg.prune.get(key) for key in ("schedule", "density")}
+        schedule = instantiate(settings["schedule"]) if settings["schedule"] else one_shot(settings["density"])
+        totals[grid["prune"]] = cfg.trainer.max_steps * (cfg.prune.rounds + cfg.prune.dense)
+        assert schedule(cfg.prune.rounds) == pytest.approx(0.8**10, rel=1e-3)
+        assert cfg.prune.scope._target_ == "lt_lightning.scopes.layerwise"
+    assert totals == dict.fromkeys(("gradual", "iterative", "one_shot"), 110_000)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +269,10 @@ def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images
     elif experiment:
         data = "mnist" if "mnist" in experiment else "cifar10"
         chosen += [f"data.path={images / data}", "data.val_size=100", "data.batch_size=4", "data.eval_batch_size=4"]
+    if "transfer" in str(experiment):
+        masks = {"network.hidden1.weight": torch.ones(300, 784).tril().bool()}
+        TicketFile(masks, {}, 1).write(tmp_path.with_suffix(".safetensors"))
+        chosen += [f"prune.path={tmp_path.with_suffix('.safetensors')}"]
     if "vgg" in str(experiment):
         chosen += ["prune.controls=[]"]  # 20M weights take their time
     run(tmp_path, *chosen, "trainer=smoke", "prune.rounds=1")
