@@ -39,6 +39,7 @@ DEFAULTS = {
     "criterion": "magnitude",
     "scope": "globally",
     "gradual": None,
+    "early_bird": None,
     "optimizer": "AdamW",
     "die": None,
     "rounds": 2,
@@ -131,6 +132,7 @@ def main(directory, settings):
         **functions,
         gradual=settings["gradual"] and getattr(lt_lightning, settings["gradual"])(end=0.9),
         gradual_every="3 steps",
+        early_bird=settings["early_bird"] and lt_lightning.settled(settings["early_bird"], epochs=1),
         **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "dense_directory", "seed")},
         config={"script": "several"},
     )
