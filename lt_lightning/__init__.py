@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         small_init,
         small_init_small_final,
     )
+    from lt_lightning.early_bird import EarlyBird, settled
+    from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
@@ -56,8 +58,10 @@ if TYPE_CHECKING:
     )
     from lt_lightning.schedules import Schedule, cubic, explicit, geometric, one_shot, rounds_to
     from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
+    from lt_lightning.stopping import StopWhen, worse_than_dense
     from lt_lightning.ticket import Ticket
     from lt_lightning.ticketfile import TicketFile, load_ticket
+    from lt_lightning.transfer import transfer
 
 __version__ = "0.1.0"
 
@@ -65,7 +69,9 @@ __all__ = [
     "Changed",
     "Control",
     "Criterion",
+    "EarlyBird",
     "Evidence",
+    "Gradual",
     "Ingredients",
     "Masks",
     "Prunable",
@@ -74,6 +80,7 @@ __all__ = [
     "Scope",
     "Scores",
     "State",
+    "StopWhen",
     "Ticket",
     "TicketFile",
     "Weights",
@@ -81,11 +88,13 @@ __all__ = [
     "balanced",
     "channels",
     "cubic",
+    "cubically",
     "density",
     "erk",
     "explicit",
     "fine_tune",
     "geometric",
+    "geometrically",
     "globally",
     "grasp",
     "keep_signs",
@@ -98,6 +107,7 @@ __all__ = [
     "large_init_large_final",
     "layer_weights",
     "layerwise",
+    "linearly",
     "load_ticket",
     "lottery",
     "magnitude",
@@ -113,6 +123,7 @@ __all__ = [
     "redraw",
     "reinit",
     "rounds_to",
+    "settled",
     "shuffle_weights",
     "shuffled_weights",
     "small_final",
@@ -121,6 +132,8 @@ __all__ = [
     "snip",
     "synflow",
     "to_point",
+    "transfer",
+    "worse_than_dense",
 ]
 
 _MODULES = {
@@ -153,6 +166,8 @@ _MODULES = {
         "small_init",
         "small_init_small_final",
     ),
+    "early_bird": ("EarlyBird", "settled"),
+    "gradual": ("Gradual", "cubically", "geometrically", "linearly"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
@@ -170,8 +185,10 @@ _MODULES = {
     ),
     "schedules": ("Schedule", "cubic", "explicit", "geometric", "one_shot", "rounds_to"),
     "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
+    "stopping": ("StopWhen", "worse_than_dense"),
     "ticket": ("Ticket",),
     "ticketfile": ("TicketFile", "load_ticket"),
+    "transfer": ("transfer",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -37,6 +37,8 @@ NEUTRAL = (
     "share_dense",
     "prune.dry_run",
     "prune.every",
+    "prune?stop_when*",
+    "lottery.stop_when*",
     "prune.keep_last",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -58,8 +58,11 @@ class Enforcement:
         if not self._multipliers:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, twins(WeightAveraging)) and callback._average_model is not None:
-                self._mask_average(callback._average_model.module)
+            average = getattr(callback, "_average_model", None)
+            if isinstance(callback, twins(WeightAveraging)) and average is not None:
+                self._mask_average(average.module)
+            elif isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
+                self._mask_average(average)
         for optimizer in trainer.optimizers:
             self._mask_state(optimizer)
         self._hook_steps(trainer)

@@ -40,7 +40,8 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
     for made in damaged:
         aside = _rename(made.path)
         maker = plan.directory.arm(made.round, made.arm)
-        for path in (maker.done, maker.last):
+        makers = [maker, plan.directory.arm(made.round + 1)] if _is_tightened(plan, made) else [maker]
+        for path in (path for each in makers for path in (each.done, each.last)):
             remove(path)
         warnings.warn(
             f"{made.path} is damaged: it does not hold what was written. It is now {aside.name}, and "
@@ -48,6 +49,11 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
             stacklevel=2,
         )
     return [made.path for made in damaged]
+
+
+def _is_tightened(plan: Plan, made: _Made) -> bool:
+    """Whether this is a ticket that the round before has made and its own round has put other masks into."""
+    return plan.gradual is not None and made.path == plan.directory.arm(made.round + 1).ticket
 
 
 def _rename(path: Path) -> Path:
@@ -81,11 +87,13 @@ def _are_curves_whole(files: ArmDirectory) -> bool:
 
 def _to_check(plan: Plan) -> list[_Made]:
     """Markers first: what they know about other files counts only if they are whole."""
+    stopped = plan.directory.stopped_after
+    arms = [fit for fit in plan.arms if stopped is None or fit[0] <= stopped]
     markers = [_Made(plan.directory.arm(*fit).done, *fit) for fit in plan.arms]
-    finished = {fit for fit in plan.arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
-    complete = len(finished) == len(plan.arms)
+    finished = {fit for fit in arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
+    complete = len(finished) == len(arms)
     starts = [made for fit in plan.arms if complete or fit not in finished for made in _starts(plan, *fit)]
-    results = [made for fit in plan.arms if complete for made in _results(plan, *fit)]
+    results = [made for fit in arms if complete for made in _results(plan, *fit)]
     return [*markers, *_points(plan), *starts, *results]
 
 

@@ -1,5 +1,6 @@
 """The lottery: which fit comes next. Only here is the order of rounds and arms known, and it is read from disk."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,14 +15,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lt_lightning import checkpoints, lazy, liveness, lock, preview, pruning, sharing, ticketfile
-from lt_lightning.atomic import recover, remove
+from lt_lightning.atomic import recover, remove, write_text
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.early_bird import EarlyBird
+from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
-from lt_lightning.plan import AUTO, Plan, control_name, unwrap
+from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
@@ -30,6 +33,7 @@ from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, 
 from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
+from lt_lightning.stopping import StopWhen
 from lt_lightning.ticket import Ticket, unwrap_compiled
 from lt_lightning.twins import twins
 
@@ -57,6 +61,10 @@ def lottery(
     seed_init: int | None = None,
     seed_data: int | None = None,
     dense: bool = True,
+    gradual: Gradual | None = None,
+    gradual_every: int | str = "1 epoch",
+    early_bird: EarlyBird | None = None,
+    stop_when: StopWhen | None = None,
     dense_directory: str | Path | None = None,
     keep_last: bool = False,
     every: int | str | None = "auto",
@@ -93,6 +101,18 @@ def lottery(
         seed_data: of the order of the data and of all that is drawn while training, such as augmentation and dropout;
             `seed` if None.
         dense: False ends round 0 at the rewind point, for methods that need no dense training.
+        gradual: how masks tighten while a round trains: `cubically()`, `linearly()`, `geometrically()`, or a function
+            of (progress of the fit, density before, density after). Each round then starts with the masks of the one
+            before and ends with its own density; what it ends with is in its ticket, and what its controls train with.
+            Only validations at that density count for the early stop. None: masks are drawn between rounds.
+        gradual_every: how often masks tighten: "1 epoch", or steps (100, "100 steps"); and once more as soon as the
+            round's density is due.
+        early_bird: whether round 0 ends, from how far the masks that would be drawn from it moved in each of its
+            epochs: `settled(0.1, epochs=5)`, or a function of yours. The distances are in its curves and records as
+            `mask_distance`, and its dense network is shared with no other run. None: it trains its full length.
+        stop_when: whether no further round is trained, from the records of those that are done:
+            `worse_than_dense(0.01)`, or a function of yours. It is asked before every round, the file `stopped` tells
+            after which it ended the run, and with another rule, or none, the run goes on: it changes no result.
         dense_directory: where runs that train alike share round 0: whichever comes first trains it, once for a seed, in
             `<dense_directory>/<key>/seed=N`, and each takes hard links to it. The key is a hash of `config` without
             what is about pruning, so `config` must hold all that training depends on. The ticket of that fit comes
@@ -147,6 +167,10 @@ def lottery(
         keep_last=keep_last,
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         config=dict(config or {}),
+        gradual=gradual,
+        gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
+        early_bird=early_bird,
+        stop_when=stop_when,
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
@@ -156,7 +180,7 @@ def lottery(
         check_tickets(plan)
     if is_writer() and not is_config_damaged(plan):
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
-    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense else None
+    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense and not early_bird else None
     return _fits(plan, model, shared)
 
 
@@ -201,6 +225,8 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
             "them. With dense_directory it would be trained up to them; without, choose another directory."
         )
     for round in range(plan.rounds + 1):
+        if round > 0 and broadcast(_ends_before(plan, round)):
+            break
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
             if broadcast(plan.directory.arm(round, arm).done.exists()):
@@ -218,6 +244,23 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
 def _needs(plan: Plan, shared: Plan) -> bool:
     """Whether a run needs something of the round 0 that it shares."""
     return sharing.is_possible(shared) and (not sharing.has_begun(plan) or bool(sharing.lacks_points(plan)))
+
+
+def _ends_before(plan: Plan, round: int) -> bool:
+    """Whether `stop_when` ends the run before a round; the file `stopped` says so as long as it does."""
+    told = plan.directory.stopped
+    if not is_writer() or plan.directory.is_scratch:
+        return False
+    records = [record for record in plan.directory.finished() if record["round"] < round]
+    if plan.stop_when is None or not plan.stop_when(records):
+        if plan.directory.stopped_after == round - 1:  # by another rule
+            remove(told)
+        return False
+    text = json.dumps({"after_round": round - 1, "stop_when": describe(plan.stop_when)}, indent=1) + "\n"
+    if not told.exists() or told.read_text("utf-8") != text:
+        write_text(told, text)
+    rank_zero_info(f"stop_when ends the run after round {round - 1}; {told} says so")
+    return True
 
 
 def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
@@ -297,6 +340,9 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
     resume = broadcast(next((path for path in candidates if path.exists()), None))
     ingredients = ticket = _ingredients(plan, round)
+    if plan.gradual and round > 0 and not control:
+        before = ticketfile.read(plan.directory.arm(round - 1).ticket)
+        ingredients = replace(ticket, masks=before.masks)  # once it is done, its own ticket holds those of its end
     if control:
         ingredients = _write_own_start(plan, arm, control(ticket), ticket)
     module = fresh_module(model, ingredients.init_seed)

@@ -29,6 +29,8 @@ class Measurements:
         self._steps = 0
         self._seconds = 0.0
         self._started: float | None = None
+        self.beside: dict[str, float] = {}
+        """What stands in each row of the curves beside the metrics."""
 
     def start_clock(self) -> None:
         """Count the seconds from now on."""
@@ -40,7 +42,8 @@ class Measurements:
 
     def log(self, trainer: L.Trainer) -> None:
         """Add what was just logged to the curves; Lightning's public `logged_metrics` holds earlier values too."""
-        self._curves.add(trainer.global_step, trainer.current_epoch, trainer._logger_connector.metrics["log"])
+        logged = trainer._logger_connector.metrics["log"]
+        self._curves.add(trainer.global_step, trainer.current_epoch, logged and {**logged, **self.beside})
 
     def write_curves(self) -> None:
         """Bring the file up to date."""
@@ -50,9 +53,11 @@ class Measurements:
         """Raise a ValueError unless validation logs the monitor."""
         self._early_stop.require(trainer.callback_metrics)
 
-    def validate(self, trainer: L.Trainer) -> bool:
-        """Take note of a validation; whether it is the best so far."""
+    def validate(self, trainer: L.Trainer, *, counts: bool = True) -> bool:
+        """Take note of a validation; whether it is the best so far, of those that count."""
         self.end_epoch(trainer)
+        if not counts:
+            return False
         validated = numbers(trainer._logger_connector.metrics["callback"])  # no metrics of training: they are older
         monitor = self._early_stop.monitor
         return self._early_stop.improve(

@@ -10,15 +10,21 @@ from typing import Any
 from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
+from lt_lightning.early_bird import EarlyBird
+from lt_lightning.gradual import Gradual
+from lt_lightning.gradual import check as check_gradual
 from lt_lightning.masks import Density, Masks
 from lt_lightning.prunable import Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
 from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
+from lt_lightning.stopping import StopWhen, needs_dense
 
 AUTO = "auto"
 """At the end of an epoch, if saving is cheap enough then."""
+
+EACH_EPOCH = RewindStep(1, "epochs")
 
 _EXAMPLES = {
     "schedule": "pass one such as geometric(0.2).",
@@ -51,6 +57,10 @@ class Plan:
     keep_last: bool
     every: RewindStep | str | None
     config: Mapping[str, Any]
+    gradual: Gradual | None = None
+    gradual_every: RewindStep = EACH_EPOCH
+    early_bird: EarlyBird | None = None
+    stop_when: StopWhen | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +103,46 @@ class Plan:
             raise ValueError(f"round 0 is dense, but schedule(0) is {self.schedule(0)}; it must be 1.0.")
         for round in range(1, self.rounds + 1):
             _check_densities(round, self.schedule(round), self.schedule(round - 1))
+        self._check_gradual()
+        self._check_early_bird()
+        self._check_stop_when()
+
+    def _check_early_bird(self) -> None:
+        if self.early_bird is None:
+            return
+        if not callable(self.early_bird):
+            raise ValueError(f"early_bird={self.early_bird!r} is not a function: pass one such as settled(0.1).")
+        if not self.dense:
+            raise ValueError(
+                "early_bird says when the dense round ends, which dense=False has not: leave out one of them."
+            )
+        if self.rounds == 0:
+            raise ValueError(
+                "early_bird looks at the masks of round 1, and rounds=0 has none: ask for one round or more."
+            )
+
+    def _check_stop_when(self) -> None:
+        if self.stop_when is None:
+            return
+        if not callable(self.stop_when):
+            raise ValueError(
+                f"stop_when={self.stop_when!r} is not a function: pass one such as worse_than_dense(0.01)."
+            )
+        if needs_dense(self.stop_when) and not self.dense:
+            raise ValueError(
+                "stop_when=worse_than_dense compares with the dense network, which dense=False does not train: leave "
+                "one of them out."
+            )
+
+    def _check_gradual(self) -> None:
+        if self.gradual is None:
+            return
+        if not callable(self.gradual):
+            raise ValueError(f"gradual={self.gradual!r} is not a function: pass one such as cubically().")
+        if self.gradual_every.count == 0:
+            raise ValueError(f'gradual_every="{self.gradual_every}" must be at least 1: "1 epoch", "100 steps".')
+        for round in range(1, self.rounds + 1):
+            check_gradual(self.gradual, round, self.schedule(round - 1), self.schedule(round))
 
     def has_ticket(self, round: int) -> bool:
         """Whether the schedule has a density for a round; beyond the last one it need not."""
@@ -129,7 +179,14 @@ class Plan:
             "mode": self.mode,
             **{name: seed for name, seed in seeds.items() if name == "seed" or seed != self.seed},
             "dense": self.dense,
+            **self._describe_gradual(),
+            **({} if self.early_bird is None else {"early_bird": describe(self.early_bird)}),
+            **({} if self.stop_when is None else {"stop_when": describe(self.stop_when)}),
         }
+
+    def _describe_gradual(self) -> dict[str, Any]:
+        every = str(self.gradual_every)
+        return {} if self.gradual is None else {"gradual": describe(self.gradual), "gradual_every": every}
 
 
 def control_name(control: Callable[..., Any]) -> str:

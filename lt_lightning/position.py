@@ -133,6 +133,27 @@ def epochs_run(trainer: L.Trainer) -> int:
     return progress.processed
 
 
+def has_end(trainer: L.Trainer) -> bool:
+    """Whether it is known when the fit ends."""
+    return trainer.max_steps > 0 or (trainer.max_epochs or -1) > 0
+
+
+def progress(trainer: L.Trainer) -> float:
+    """How much of the fit is done at the end of a batch, in [0, 1]: of its steps or of its epochs, whichever is more.
+
+    It counts from step 0, also in a fit that starts from a later rewind point. Within epochs of unknown length only
+    whole ones count.
+    """
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    epoch = 1.0 if trainer.is_last_batch else batches / trainer.num_training_batches
+    epochs = trainer.max_epochs or -1
+    shares = [
+        trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0,
+        (trainer.current_epoch + epoch) / epochs if epochs > 0 else 0.0,
+    ]
+    return min(max(shares), 1.0)
+
+
 def is_over(trainer: L.Trainer) -> bool:
     """Whether the epoch that is ending is the fit's last. Lightning's own answer logs and changes counters."""
     steps_done = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps

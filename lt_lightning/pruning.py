@@ -1,6 +1,7 @@
 """From a trained round to the next ticket on disk."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,8 @@ def write_dense(plan: Plan, masks: Masks) -> None:
 def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     """Select the next round's masks from the trained module and write its ticket.
 
+    Under `gradual` that round starts with the masks that there are, and tightens them itself.
+
     Call on one process; if masks are sharded on all, which select together while one writes.
 
     Raises:
@@ -49,8 +52,7 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     try:
         if together:
             _require_no_change(plan, arm)
-        scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
-        chosen = select(scores, masks, plan.schedule(round + 1), plan.scope)
+        chosen = masks if plan.gradual else _choose(plan, round, masks, trainer)
         if round == plan.rounds and empty_norms(chosen, trainer.lightning_module):
             return  # nobody has asked for that round; whoever does is told
         check_norms(chosen, trainer.lightning_module)
@@ -59,6 +61,16 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
     start, state = _write_start(plan, arm, target, round + 1, chosen) if is_writer() else ("", {})
     TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
+
+
+def _choose(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Masks:
+    scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
+    return select(scores, masks, plan.schedule(round + 1), plan.scope)
+
+
+def write_tightened(arm: ArmDirectory, masks: Masks) -> None:
+    """Put the masks that a round has ended with into its ticket file."""
+    replace(read(arm.ticket, state=True), masks=masks).write(arm.ticket)
 
 
 def _in_use(arm: ArmDirectory) -> bool:

@@ -73,6 +73,16 @@ class RunDirectory:
         return self.path / "records.csv"
 
     @property
+    def stopped(self) -> Path:
+        """There if rounds have ended before their number: after which round, and by which rule."""
+        return self.path / "stopped"
+
+    @property
+    def stopped_after(self) -> int | None:
+        """The round after which no other is trained; None if all are."""
+        return json.loads(self.stopped.read_text("utf-8"))["after_round"] if self.stopped.exists() else None
+
+    @property
     def state(self) -> Path:
         """The last sign of life of a run that is not done; see `liveness.py`."""
         return self.path / liveness.NAME

@@ -43,13 +43,21 @@ class Run:
         return liveness.read(Path(self.path, liveness.NAME))
 
     @cached_property
+    def stopped_after(self) -> int | None:
+        """The round after which `stop_when` has ended the run; None if it has not."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(Path(self.path, "stopped").read_text("utf-8"))["after_round"])
+        return None
+
+    @cached_property
     def planned(self) -> list[Fit] | None:
-        """Every fit that `config.yaml` asks for, in order; None if it does not say."""
+        """Every fit that `config.yaml` asks for, in order, up to where rounds have ended; None if it does not say."""
         try:
             found = _LOTTERY.search(Path(self.path, "config.yaml").read_text("utf-8"))
             asked = yaml.load(found[0], _Loader)["lottery"] if found else None
             arms = ["ticket", *(asked["controls"] or [])]  # type: ignore[index]
-            return [(0, "ticket"), *((n, arm) for n in range(1, asked["rounds"] + 1) for arm in arms)]  # type: ignore[index]
+            last = asked["rounds"] if self.stopped_after is None else min(asked["rounds"], self.stopped_after)  # type: ignore[index]
+            return [(0, "ticket"), *((n, arm) for n in range(1, last + 1) for arm in arms)]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             return None
 

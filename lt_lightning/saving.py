@@ -57,6 +57,7 @@ class Saving:
         if self._makes_points:
             points.check(trainer, self._plan)
             self._save_point_if_due(trainer)
+        self._end_at_point(trainer)
         self._saved_at = time.monotonic()
         moments.after_each_batch(trainer, partial(self._after_batch, trainer))
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
@@ -144,9 +145,9 @@ class Saving:
         return bool(trainer.strategy.broadcast(self._saving_seconds <= SHARE * passed))
 
     def _after_batch(self, trainer: L.Trainer) -> None:
-        if not self._counters:
-            return
-        self._save_what_is_due(trainer, epochs=0)
+        if self._counters:
+            self._save_what_is_due(trainer, epochs=0)
+        self._end_at_point(trainer)
 
     def _after_epoch(self, trainer: L.Trainer) -> None:
         self._save_what_is_due(trainer, position.epochs_run(trainer))
@@ -159,6 +160,7 @@ class Saving:
         """
         if self._makes_points:
             self._save_point_if_due(trainer, epochs)
+        self._end_at_point(trainer, epochs)
         if not position.is_over(trainer):
             if self._last_is_due(trainer, epochs):
                 self._save_last(trainer)
@@ -182,7 +184,16 @@ class Saving:
                 self._plan.directory.link_rewind_point(path)
             wait()  # others look at it when the fit ends, which may be now
             self._awaits_point = False
-            trainer.should_stop = trainer.should_stop or not self._plan.dense
+
+    def _end_at_point(self, trainer: L.Trainer, epochs: int = 0) -> None:
+        """End round 0 where the next one starts, if it is to be no longer; the point may have been saved before."""
+        if (
+            self._makes_points
+            and not self._plan.dense
+            and not self._awaits_point
+            and points.reached(trainer, self._plan, epochs)
+        ):
+            trainer.should_stop = True
 
     def _save_last(self, trainer: L.Trainer) -> None:
         start = time.monotonic()

@@ -75,6 +75,9 @@ def plan_of(plan: Plan, root: Path) -> Plan:
         controls=(),
         prunable=_all,
         dense=True,
+        gradual=None,
+        early_bird=None,
+        stop_when=None,
         keep_last=True,
         config=config,
     ).checked()

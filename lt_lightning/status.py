@@ -31,7 +31,8 @@ def look(directory: str | os.PathLike[str], now: float | None = None) -> list[St
 
     Returns:
         For each run: `run` (its path from `directory`), `directory`, `state`, `round`, `arm`, `density`, `fits_done`,
-        `fits`, `step`, `steps`, `host`, `pid`, `job`, `age` and `left` (seconds), `error`, `command`.
+        `fits`, `step`, `steps`, `host`, `pid`, `job`, `age` and `left` (seconds), `stopped_after` (a round, or None),
+        `error`, `command`.
 
     Raises:
         NotADirectoryError: if there is no such directory.
@@ -56,6 +57,7 @@ def _of_run(run: runs.Run, root: str, now: float) -> Status:
         **{key: fit.get(key) for key in ("step", "steps")},
         **{key: state.get(key) for key in ("host", "pid", "job")},
         "age": now - (state.get("beat") or seen),
+        "stopped_after": run.stopped_after,
         "left": _left(state, (fits or 0) - len(run.done) - 1) if active else None,
         **{key: None if judged == "done" else state.get(key) for key in ("error", "command")},
     }
@@ -89,6 +91,8 @@ def text(rows: Sequence[Status]) -> str:
     told = [lines[0]]
     for row, line in zip(rows, lines[1:], strict=True):
         told.append(line)
+        if row["stopped_after"] is not None:
+            told.append(f"    ended after round {row['stopped_after']} by its stop_when")
         if row["state"] in (*BAD, "interrupted"):
             told += [f"    {row[key]}" for key in ("error", "command") if row[key]]
     return "\n".join([*told, "", count(rows)])

@@ -22,12 +22,13 @@ from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
 from lt_lightning.prunable import check_norms, find_prunable
-from lt_lightning.pruning import draw_next, write_dense
+from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
 from lt_lightning.rundir import TICKET, ArmDirectory
 from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
 from lt_lightning.ticketfile import TicketFile, tensors_of
+from lt_lightning.tightening import Settling, Tightening
 from lt_lightning.twins import twins
 
 
@@ -59,6 +60,10 @@ class Ticket(Callback):
         self._masks: Any = ingredients.masks
         self._density: float | None = None
         self._enforcement = Enforcement({}, {})
+        tightens = plan.gradual is not None and self.round > 0 and arm == TICKET
+        self._tightening = Tightening(plan, self.round) if tightens else None
+        watches = plan.early_bird is not None and self.round == 0 and arm == TICKET
+        self._settling = Settling(plan) if watches else None
         self._measured = Measurements(plan.monitor, plan.mode)
         self._tuning = tuning.Tuning()
         self._trained = False
@@ -146,6 +151,9 @@ class Ticket(Callback):
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
+        for each in (self._tightening, self._settling):
+            if each:
+                each.check(trainer)
         if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
             pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -232,6 +240,11 @@ class Ticket(Callback):
         self._enforcement.begin(trainer)
         self._return_to_position(trainer)
         self._write_late_weights(pl_module)
+        if self._settling:
+            self._settling.begin(trainer, self.masks)
+        if self._tightening:
+            self._tightening.begin(trainer, self.masks)
+            self._measured.beside = {"density": self.density}
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
@@ -297,12 +310,22 @@ class Ticket(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the curves now and then, and take note of where a checkpoint of this batch would stand."""
+        """Tighten masks, keep the curves now and then, and note where a checkpoint of this batch would stand."""
+        if self._tightening and (chosen := self._tightening.tighten(trainer, self.masks)):
+            self._tighten_to(chosen, trainer)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
         self._saving.batch_ends(trainer)
+
+    def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
+        """Go on under other masks, before anything looks at the weights."""
+        self._enforcement.release()
+        self._masks, self._density = masks, None
+        self._enforcement = Enforcement(masks, find_prunable(self._module, self.plan.prunable))
+        self._enforcement.begin(trainer)
+        self._measured.beside = {"density": self.density}
 
     def _add_logged(self, trainer: L.Trainer) -> None:
         if self._logged_before:
@@ -318,8 +341,17 @@ class Ticket(Callback):
         if self._random_state is not None:
             set_random_state(self._random_state)  # so that a fit from a rewind point, saved before, goes on alike
             self._random_state = None
-        if broadcast(self._measured.validate(trainer)):
+        if broadcast(self._measured.validate(trainer, counts=self._tightening is None or self._tightening.is_over)):
             self._saving.save_best(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at how far the masks moved that would be drawn now, and end round 0 once they have settled."""
+        if not self._settling:
+            return
+        distance = self._settling.end_epoch(trainer, self.masks)
+        if distance is not None:
+            pl_module.log("mask_distance", distance, rank_zero_only=True)
+        trainer.should_stop = trainer.should_stop or broadcast(self._settling.is_over)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
         """After every other hook of the epoch's end: keep its metrics."""
@@ -337,12 +369,16 @@ class Ticket(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end, and draw the next ticket from it."""
         self._require_training(trainer)
+        if self._tightening:
+            self._tightening.require_end(trainer, self.density)
         self._measured.stop_clock(trainer)
         self._saving.save_end(trainer, self._trained)
         sharded.reshard(pl_module)
         if self.arm == TICKET and (trainer.is_global_zero or sharded.any_sharded(self.masks)):
             if self.round == 0:
                 write_dense(self.plan, self.masks)
+            elif self._tightening:
+                write_tightened(self.files, self.masks)
             if self.plan.has_ticket(self.round + 1):
                 draw_next(self.plan, self.round, self.masks, trainer)
         trainer.strategy.barrier("lt_lightning.draw_next")
@@ -417,13 +453,19 @@ class Ticket(Callback):
         if self._saving.saves_weights:
             return {}
         measured = self._measured.state_dict()
-        return {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
+        state = {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
+        state |= {"masks": self._tightening.state_dict(self.masks)} if self._tightening else {}
+        return state | ({"settling": self._settling.state_dict()} if self._settling else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
         self._random_states = state["random_states"]
         if self._resuming:
             self._measured.load_state_dict(state["measured"])
+        if self._resuming and self._settling and "settling" in state:
+            self._settling.load_state_dict(state["settling"])
+        if self._resuming and self._tightening:
+            self._masks, self._density = self._tightening.load_state_dict(state["masks"], self.masks), None
 
 
 class _BeforeSearch(Callback):

@@ -38,6 +38,8 @@ DEFAULTS = {
     "rewind": "to_point",
     "criterion": "magnitude",
     "scope": "globally",
+    "gradual": None,
+    "early_bird": None,
     "optimizer": "AdamW",
     "die": None,
     "rounds": 2,
@@ -128,6 +130,9 @@ def main(directory, settings):
         directory=directory,
         rewind_step="6 steps",
         **functions,
+        gradual=settings["gradual"] and getattr(lt_lightning, settings["gradual"])(end=0.9),
+        gradual_every="3 steps",
+        early_bird=settings["early_bird"] and lt_lightning.settled(settings["early_bird"], epochs=1),
         **{key: settings[key] for key in ("rounds", "every", "controls", "dense", "dense_directory", "seed")},
         config={"script": "several"},
     )

@@ -7,14 +7,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from app import CONF, composed, run
 from hydra.utils import instantiate
 from tiny import Tiny
 
-from lt_lightning import at_init, criteria, rewinds, schedules, scopes
+from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
 from lt_lightning.models import Classifier
 from lt_lightning.naming import run_directory
+from lt_lightning.schedules import one_shot
+from lt_lightning.ticketfile import TicketFile
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
@@ -30,7 +33,7 @@ PLUGINS = {"ray": "hydra_ray_launcher", "optuna": "hydra_optuna_sweeper"}
 def test_every_choice_composes_and_says_how_to_use_it(group, choice):
     if (plugin := PLUGINS.get(choice)) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         pytest.skip(f"{plugin} is not installed: an extra of pyproject.toml that the test extra leaves out")
-    cfg = composed(f"{group}={choice}")
+    cfg = composed(*[f"prune={group[6:]}"] * (group in ("prune/gradual", "prune/early_bird")), f"{group}={choice}")
     assert cfg.hydra.runtime.choices[group] == choice
     first = (CONF / group / f"{choice}.yaml").read_text().removeprefix("# @package _global_\n").splitlines()[0]
     assert first.startswith("# ")
@@ -61,7 +64,23 @@ def test_a_study_is_several_grids_in_one_sweep(tmp_path):
     assert [int(job[0]) for job in jobs] == list(range(12))
 
 
-@pytest.mark.parametrize("prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune"])
+def test_the_gradual_study_compares_at_equal_density_and_total_steps():
+    grids = composed("study=gradual_study").hydra.sweeper.grids
+    totals = {}
+    for grid in grids:
+        given = [f"{key}={value}" for key, value in grid.items() if "," not in str(value)]
+        cfg = composed("study=gradual_study", *given)
+        settings = {key: cfg.prune.get(key) for key in ("schedule", "density")}
+        schedule = instantiate(settings["schedule"]) if settings["schedule"] else one_shot(settings["density"])
+        totals[grid["prune"]] = cfg.trainer.max_steps * (cfg.prune.rounds + cfg.prune.dense)
+        assert schedule(cfg.prune.rounds) == pytest.approx(0.8**10, rel=1e-3)
+        assert cfg.prune.scope._target_ == "lt_lightning.scopes.layerwise"
+    assert totals == dict.fromkeys(("gradual", "iterative", "one_shot"), 110_000)
+
+
+@pytest.mark.parametrize(
+    "prune", ["none", "one_shot", "iterative", "late_rewinding", "lr_rewinding", "fine_tune", "gradual"]
+)
 def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     cfg = composed(f"prune={prune}")
     next(instantiate(cfg.prune)(Tiny, directory=tmp_path, seed=0))
@@ -69,14 +88,34 @@ def test_every_way_to_prune_makes_a_lottery(prune, tmp_path):
     rewinds = {"lr_rewinding": "keep_weights", "fine_tune": "fine_tune"}
     function = plan["rewind"]["function"] if isinstance(plan["rewind"], dict) else plan["rewind"]
     assert function == f"lt_lightning.rewinds.{rewinds.get(prune, 'to_point')}"
-    assert plan["rounds"] == {"none": 0, "one_shot": 1}.get(prune, 12)
+    assert plan["rounds"] == {"none": 0, "one_shot": 1, "gradual": 1}.get(prune, 12)
     assert plan["rewind_step"] == ("1 epochs" if prune == "late_rewinding" else "0 steps")
 
 
-FAMILIES = {"criterion": [criteria, at_init], "scope": [scopes], "rewind": [rewinds], "schedule": [schedules]}
+FAMILIES = {
+    "criterion": [criteria, at_init],
+    "scope": [scopes],
+    "rewind": [rewinds],
+    "schedule": [schedules],
+    "gradual": [gradual],
+    "stop_when": [stopping],
+    "early_bird": [early_bird],
+}
 """Group of configurations → the modules that hold its functions."""
 
-HELPERS = {"keep_best", "select", "group_by_pattern", "expected_density", "apportion", "parse_step", "rounds_to"}
+HELPERS = {
+    "keep_best",
+    "select",
+    "group_by_pattern",
+    "expected_density",
+    "apportion",
+    "parse_step",
+    "rounds_to",
+    "density_at",
+    "check",
+    "needs_dense",
+    "mask_distance",
+}
 """Public functions of these modules that belong to no family."""
 
 
@@ -88,7 +127,10 @@ def test_every_function_of_a_family_has_a_configuration_of_its_name(group):
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and name not in HELPERS and name[0] != "_"
     }
-    made = {path.stem: composed(f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")}
+    parents = [f"prune={group}"] if group in ("gradual", "early_bird") else []
+    made = {
+        path.stem: composed(*parents, f"prune/{group}={path.stem}") for path in (CONF / "prune" / group).glob("*.yaml")
+    }
     assert {cfg.prune[group]._target_ for cfg in made.values()} == found
     for name, cfg in made.items():
         assert cfg.prune[group]._target_.rpartition(".")[2] == name
@@ -227,6 +269,10 @@ def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images
     elif experiment:
         data = "mnist" if "mnist" in experiment else "cifar10"
         chosen += [f"data.path={images / data}", "data.val_size=100", "data.batch_size=4", "data.eval_batch_size=4"]
+    if "transfer" in str(experiment):
+        masks = {"network.hidden1.weight": torch.ones(300, 784).tril().bool()}
+        TicketFile(masks, {}, 1).write(tmp_path.with_suffix(".safetensors"))
+        chosen += [f"prune.path={tmp_path.with_suffix('.safetensors')}"]
     if "vgg" in str(experiment):
         chosen += ["prune.controls=[]"]  # 20M weights take their time
     run(tmp_path, *chosen, "trainer=smoke", "prune.rounds=1")

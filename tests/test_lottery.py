@@ -12,7 +12,7 @@ from tiny import STEPS_PER_EPOCH, Tiny, loaders, play, trainer
 
 from lt_lightning import explicit, fine_tune, keep_weights, layerwise, lottery, movement, one_shot, redraw, to_point
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.rundir import Checkpoint, RunDirectory
 from lt_lightning.ticketfile import read
 
 slow = pytest.mark.slow
@@ -624,3 +624,12 @@ def test_a_validation_of_ones_own_does_not_disturb(tmp_path):
         fit.validate(ticket.model, validation, verbose=False)
     play(tmp_path / "plain", test=False)
     assert records_without_time(tmp_path) == records_without_time(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("rewind_step", "steps"), [(0, 0), ("7 steps", 7), ("2 epochs", 10)])
+def test_a_round_0_that_ends_at_its_point_ends_there_when_it_is_trained_again(rewind_step, steps, tmp_path):
+    play(tmp_path, dense=False, rewind_step=rewind_step, density=0.5)
+    files = RunDirectory(tmp_path).arm(0)
+    files.done.unlink()
+    assert set(play(tmp_path, dense=False, rewind_step=rewind_step, density=0.5)) == {"round-00"}
+    assert files.read_done()["record"]["steps"] == steps

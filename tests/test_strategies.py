@@ -214,6 +214,8 @@ def test_rewinds_and_criteria_under_fsdp2(tmp_path, settings):
             {"controls": ["noise(0.5)"]},
             "the control noise_0.5 changes the weights that a round starts from",
         ),
+        ({"early_bird": 0.1}, "early_bird chooses masks while a round trains"),
+        ({"gradual": "linearly"}, "gradual chooses masks while a round trains, and saves them with it"),
         ({"rewind": "keep_signs"}, "the rewind keep_signs changes the weights that a round starts from"),
     ],
 )
@@ -233,6 +235,8 @@ def test_what_needs_whole_weights_is_refused_by_every_process(tmp_path, settings
         pytest.param(DDP, 1, marks=slow, id="ddp"),
         pytest.param(DDP, 0, marks=slow, id="ddp, the first"),
         pytest.param(FSDP2 | {"rewind": "keep_weights", "every": "3 steps"}, 1, marks=slow, id="within epochs"),
+        pytest.param(DDP | {"gradual": "linearly", "every": "3 steps"}, 1, id="ddp, tightening masks"),
+        pytest.param(DDP | {"early_bird": 0.9, "epochs": 4}, 0, marks=slow, id="ddp, an early end of round 0"),
     ],
 )
 def test_when_one_process_is_killed_the_run_ends_with_the_same_bits(tmp_path, settings, rank):
