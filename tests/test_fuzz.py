@@ -16,7 +16,7 @@ from test_lottery import Stop
 from tiny import Tiny, data, play, trainer
 from torch.utils.data import DataLoader, RandomSampler
 
-from lt_lightning import fine_tune, keep_weights, lottery, to_point
+from lt_lightning import cubically, fine_tune, keep_weights, linearly, lottery, settled, to_point
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 HOOKS = ["batch_start", "batch_end", "epoch_start", "epoch_end", "end"]
@@ -90,6 +90,9 @@ def drawn(draws):
         "rewind_step": draws.choice([0, 2, "1 epoch"]),
         "rewind": draws.choice([to_point, to_point, keep_weights, fine_tune]),
         "monitor": draws.choice(["val/loss", None]),
+        "gradual": draws.choice([None, None, None, cubically(end=0.5), linearly(end=0.2)]),
+        "gradual_every": draws.choice(["1 step", "2 steps", "1 epoch"]),
+        "early_bird": draws.choice([None, None, None, settled(0.5, epochs=1)]),
     }
     if draws.random() < 0.4 and way["model"] != "by hand":  # whose steps end an epoch too soon for "1 epoch"
         options |= {"max_steps": draws.choice([7, 10, 12]), "max_epochs": -1}

@@ -5,7 +5,7 @@ import random
 import pytest
 from killing import assert_same_directories, campaign, counted, run_until_killed
 
-from lt_lightning import keep_weights
+from lt_lightning import cubically, keep_weights, settled
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
@@ -14,6 +14,8 @@ WAYS = {
     "two workers": {"workers": 2},
     "within epochs": {"every": "3 steps", "rewind": keep_weights},
     "within epochs, two workers": {"every": "2 steps", "workers": 2},
+    "tightening masks": {"every": "3 steps", "gradual": cubically(), "gradual_every": "2 steps"},
+    "an early end of round 0": {"every": "3 steps", "early_bird": settled(0.9, epochs=1)},
 }
 
 
@@ -31,7 +33,7 @@ def test_a_run_that_is_killed_at_random_instants_ends_with_the_same_bits(tmp_pat
     record_property("table", f"{way}: {len(kills)} kills at random instants: {counted(kills)}")
 
 
-@pytest.mark.parametrize("way", ["no workers", "within epochs"])
+@pytest.mark.parametrize("way", ["no workers", "within epochs", "tightening masks"])
 def test_a_run_that_is_killed_at_every_file_system_boundary_ends_with_the_same_bits(tmp_path, way, record_property):
     campaign(tmp_path / "whole", **WAYS[way])
     done, kills = set(), []
