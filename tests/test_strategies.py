@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -43,9 +44,24 @@ def run(directory, settings=(), fails=False, others=()):
         start(rank, port, log, directory, settings | dict(others if rank else ()))
         for rank in range(settings["devices"])
     ]
-    codes = [os.waitpid(child, 0)[1] for child in children]
+    codes = ends_of(children)
     assert any(codes) == fails, log.read_text()[-3000:]
     return read_said(directory)
+
+
+def ends_of(children):
+    """The exit codes of all; when one fails, the others have five seconds more, as with the launchers."""
+    codes, last = {}, None
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            ended, code = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = code
+                last = last or (time.monotonic() + 5 if code else None)
+            elif last and time.monotonic() > last:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return list(codes.values())
 
 
 def start(rank, port, log, directory, settings):
