@@ -38,6 +38,7 @@ NEUTRAL = (
     "prune.dry_run",
     "prune.every",
     "prune.keep_last",
+    "prune.sparse",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 

@@ -4,7 +4,7 @@ Gradients are masked before clipping and weights after every optimizer step, by 
 holds with accumulation, manual optimization, several optimizers, mixed precision and weight averaging.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,12 @@ class Enforcement:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def leave(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Hold these no more: they are about to be made of kept weights alone."""
+        for parameter in parameters:
+            del self._multipliers[parameter]
+        self._weights = [local(parameter) for parameter in self._multipliers]
 
     def _hook_steps(self, trainer: L.Trainer) -> None:
         for optimizer in trainer.optimizers if self._multipliers else ():

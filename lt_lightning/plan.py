@@ -16,6 +16,7 @@ from lt_lightning.rewinds import Rewind, RewindStep
 from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
+from lt_lightning.sparse import Sparse
 
 AUTO = "auto"
 """At the end of an epoch, if saving is cheap enough then."""
@@ -50,6 +51,7 @@ class Plan:
     dense: bool
     keep_last: bool
     every: RewindStep | str | None
+    sparse: Sparse
     config: Mapping[str, Any]
 
     @property

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, strategies, tuning
+from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, sparse, strategies, tuning
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
@@ -69,6 +69,7 @@ class Ticket(Callback):
         self._hold_learning_rate = False
         self._should_stop = False
         self._saving = self._make_saving()
+        self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
 
     def __repr__(self) -> str:
@@ -146,6 +147,8 @@ class Ticket(Callback):
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
+        if self.plan.sparse != "off":
+            sparse.check(trainer, self.model, pl_module)
         if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
             pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -154,6 +157,7 @@ class Ticket(Callback):
             wait()  # all look into it
             self.plan = replace(self.plan, directory=scratch)
             self._saving = self._make_saving()
+            self._execution = sparse.Execution(self.plan.sparse, self.files.sparse)
         searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         first = [_BeforeSearch(self)] if searches else []
@@ -235,7 +239,15 @@ class Ticket(Callback):
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
+        self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
+
+    def _begin_sparse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.plan.sparse == "off":
+            return
+        moments.after_each_batch(trainer, lambda: self._execution.after_batch(trainer, position.is_over(trainer)))
+        moments.before_the_end(trainer, self._execution.end)
+        self._execution.begin(trainer, pl_module, self.masks, self._resuming, self._enforcement.leave)
 
     def _write_late_weights(self, pl_module: L.LightningModule) -> None:
         """A control's ticket has the weights that it starts from, also those that the Trainer has only now let draw."""
@@ -391,6 +403,7 @@ class Ticket(Callback):
 
     def _release(self, trainer: L.Trainer) -> None:
         self._saving.release(trainer)
+        self._execution.end()
         self._enforcement.release()
         ours = (_EpochEnd, _BeforeSearch)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
