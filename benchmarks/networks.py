@@ -11,7 +11,7 @@ from lt_lightning.data import Images, Splits
 from lt_lightning.models import Classifier, lenet_300_100
 
 SGD = partial(torch.optim.SGD, lr=0.1)
-ADAM = partial(torch.optim.Adam, lr=1.2e-3)
+ADAM = partial(torch.optim.Adam, lr=1.2e-3, fused=True)
 
 
 def lenet():

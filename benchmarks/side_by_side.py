@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+from functools import partial
 
 import lightning
 import torch
@@ -15,12 +16,22 @@ def ratio(one, other, repeats=5):
     """
     one()
     other()
+    return alternated(partial(seconds, one), partial(seconds, other), repeats)
+
+
+def seconds(function):
+    """CPU seconds of one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def alternated(one, other, repeats):
+    """The same, of functions that tell their seconds themselves."""
     spans = {one: [], other: []}
     for turn in range(repeats):
         for each in (one, other) if turn % 2 else (other, one):
-            start = time.process_time()
-            each()
-            spans[each].append(time.process_time() - start)
+            spans[each].append(each())
     first, second = (statistics.median(spans[each]) for each in (one, other))
     return first / second, first, second
 

@@ -44,8 +44,11 @@ ELEMENTWISE = (
 Not Rprop, which looks at signs of gradients: of small ones rounding decides.
 """
 
-_BUDGET = 0.2
-"""Seconds that measuring one layer may take, beyond the first few repetitions."""
+_BUDGET = 0.05
+"""Seconds that measuring one layer may take, beyond the first few turns."""
+
+_GAIN = 0.9
+"""The part of a dense layer's time that a sparse one may take at most, so that it is worth it and no accident."""
 
 
 def checked(value: Any) -> Sparse:
@@ -206,7 +209,7 @@ class Execution:
         if name not in self._seen:
             return Choice(False, "not called in the first step", density)
         seconds = measure(layer.module, mask, self._seen[name])
-        return Choice(seconds[1] < seconds[0], "measured", density, *seconds)
+        return Choice(seconds[1] < _GAIN * seconds[0], "measured", density, *seconds)
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,7 @@ def _least(*functions: Callable[[], None]) -> tuple[float, float]:
     best = [float("inf")] * len(functions)
     end = time.perf_counter() + _BUDGET
     for turn in range(20):
-        if turn > 3 and time.perf_counter() > end:
+        if turn > 2 and time.perf_counter() > end:
             break
         for number, function in enumerate(functions):
             start = time.perf_counter()

@@ -422,7 +422,8 @@ class Ticket(Callback):
         return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete what a fit continues from."""
+        """Complete what a fit continues from, with zeros under the masks in optimizer states too."""
+        self._enforcement.mask_states(trainer.optimizers)
         self._saving.complete(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
