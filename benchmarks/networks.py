@@ -29,7 +29,7 @@ OUTPUTS = ("output.weight", "9.weight")
 """Output layers, which stay dense."""
 
 
-def images(network, batch_size=128, count=6400, val_size=0):
+def images(network, batch_size=128, count=51200, val_size=0):
     """A data module of random images, without a validation if `val_size` is 0."""
 
     def source():

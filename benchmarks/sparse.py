@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.networks import OUTPUTS, SGD, SHAPES, images, lenet, mlp, tickets, trainer
-from benchmarks.side_by_side import ratio
+from benchmarks.side_by_side import alternated, ratio, seconds
 from lt_lightning import geometric
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.replaced import Replaced
@@ -26,7 +26,7 @@ def rows(quick):
         measured = step(network, density, repeats=5 if quick else 15)
         yield f"step of {network.__name__}, batch 128 SGD, at density {density}: sparse / masked dense", goal, *measured
     for network, (goal, steps) in RUNS.items():
-        measured = run(network, steps // 10 if quick else steps, rounds=20, repeats=1)
+        measured = run(network, steps // 3 if quick else steps, rounds=20, repeats=1)
         yield f"20 rounds of {network.__name__} to density 0.012, in total: sparse / off", goal, *measured
 
 
@@ -62,7 +62,8 @@ def stepping(network, density, sparse, steps=20):
 
 def run(network, steps, rounds, repeats):
     """A whole lottery, all that is between rounds included."""
-    return ratio(partial(play, network, steps, rounds, "auto"), partial(play, network, steps, rounds, "off"), repeats)
+    one, other = (partial(seconds, partial(play, network, steps, rounds, asked)) for asked in ("auto", "off"))
+    return alternated(one, other, repeats)
 
 
 def play(network, steps, rounds, sparse):

@@ -53,7 +53,7 @@ class Ticket(Callback):
         self.arm = arm
         self.plan = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
-        self.fitted = self.shared = False
+        self.fitted = self.shared = self._is_sharded = False
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
@@ -230,6 +230,7 @@ class Ticket(Callback):
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
         self._check_start(trainer)
         self._trained = True
+        self._is_sharded = strategies.is_sharded(trainer.strategy)  # here, not at every step
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
@@ -303,7 +304,7 @@ class Ticket(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let all processes begin with the buffers of the first, as they do under DDP."""
-        if strategies.is_sharded(trainer.strategy):
+        if self._is_sharded:
             sharded.share_buffers(pl_module)
 
     def on_train_batch_end(
