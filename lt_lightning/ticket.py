@@ -34,8 +34,8 @@ from lt_lightning.twins import twins
 class Ticket(Callback):
     """One fit of one ticket: pass it to a new Trainer, with `ckpt_path=ticket.ckpt_path` to its fit.
 
-    Made by `lottery`. During the fit pruned weights are exactly zero: gradients are masked before clipping, weights
-    after every optimizer step. At the end it selects the next round's masks and writes them down.
+    Made by `lottery`. During the fit pruned weights are exactly zero: weights are masked after every optimizer
+    step, gradients before anything clips them. At the end it selects the next round's masks and writes them down.
 
     Attributes:
         model: the LightningModule to fit, compiled if it was given so.
