@@ -40,6 +40,7 @@ NEUTRAL = (
     "prune?stop_when*",
     "lottery.stop_when*",
     "prune.keep_last",
+    "prune.sparse",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 

@@ -1,22 +1,41 @@
 """Holding a module to masks during a fit: pruned weights are exactly zero at every step. Only here is a model edited.
 
-Gradients are masked before clipping and weights after every optimizer step, by a hook of the optimizer itself: so it
-holds with accumulation, manual optimization, several optimizers, mixed precision and weight averaging.
+Weights are masked after every optimizer step, by a hook of the optimizer itself: so it holds with accumulation, manual
+optimization, several optimizers, mixed precision and weight averaging. Gradients are masked before clipping, where
+anything but an elementwise optimizer may look at them; else optimizer states are masked when they are saved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from torch import Tensor, nn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from lt_lightning.masks import Masks, kept, plain_name, total
 from lt_lightning.sharded import local
 from lt_lightning.twins import twins
+
+INDEPENDENT = (
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop, optim.Rprop),
+)
+"""Optimizers in which the gradient of a pruned weight has no part in the step of any other."""
+
+_READERS = ("on_before_optimizer_step", "configure_gradient_clipping", "optimizer_step")
+"""Hooks of a module that may look at gradients once they are masked."""
+
+
+def gradients_matter(trainer: L.Trainer) -> bool:
+    """Whether gradients of pruned weights could be seen, by clipping, a hook, or an optimizer that we do not know."""
+    module: Any = trainer.lightning_module
+    hooked = any(is_overridden(name, module, L.LightningModule) for name in _READERS)
+    known = all(type(each) in INDEPENDENT and not each._optimizer_step_pre_hooks for each in trainer.optimizers)
+    return bool(trainer.gradient_clip_val) or hooked or not known or not module.automatic_optimization
 
 
 class Enforcement:
@@ -33,6 +52,7 @@ class Enforcement:
         self._weights = [local(parameter) for parameter in held.values()]
         self._masks = masks
         self._handles: list[Any] = []
+        self._masks_gradients = True
 
     @torch.no_grad()
     def mask_weights(self) -> None:
@@ -43,6 +63,8 @@ class Enforcement:
     @torch.no_grad()
     def mask_gradients(self, optimizer: Optimizer) -> None:
         """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
+        if not self._masks_gradients:
+            return
         pairs = [
             (local(parameter.grad), self._multipliers[parameter])
             for group in (optimizer.param_groups if self._multipliers else ())
@@ -63,9 +85,14 @@ class Enforcement:
                 self._mask_average(average.module)
             elif isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
                 self._mask_average(average)
-        for optimizer in trainer.optimizers:
-            self._mask_state(optimizer)
+        self.mask_states(trainer.optimizers)
+        self._masks_gradients = gradients_matter(trainer)
         self._hook_steps(trainer)
+
+    def mask_states(self, optimizers: Iterable[Optimizer]) -> None:
+        """Set what optimizers hold of pruned weights to zero."""
+        for optimizer in optimizers if self._multipliers else ():
+            self._mask_state(optimizer)
 
     def begin_search(self, trainer: L.Trainer) -> None:
         """As `begin`, where no callback is called: gradients are masked by hooks too."""
@@ -81,6 +108,12 @@ class Enforcement:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def leave(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Hold these no more: they are about to be made of kept weights alone."""
+        for parameter in parameters:
+            del self._multipliers[parameter]
+        self._weights = [local(parameter) for parameter in self._multipliers]
 
     def _hook_steps(self, trainer: L.Trainer) -> None:
         for optimizer in trainer.optimizers if self._multipliers else ():

@@ -33,6 +33,7 @@ from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, 
 from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
+from lt_lightning.sparse import Sparse, checked
 from lt_lightning.stopping import StopWhen
 from lt_lightning.ticket import Ticket, unwrap_compiled
 from lt_lightning.twins import twins
@@ -68,6 +69,7 @@ def lottery(
     dense_directory: str | Path | None = None,
     keep_last: bool = False,
     every: int | str | None = "auto",
+    sparse: Sparse | bool = "off",
     dry_run: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
@@ -121,6 +123,10 @@ def lottery(
         every: how often `last.ckpt` is saved, from which an interrupted fit continues: "1 epoch", "500 steps", "auto"
             (every epoch, unless that takes more than a fortieth of the time), or None for the end of the fit alone.
             It changes no result.
+        sparse: which layers multiply by kept weights alone, and hold optimizer state for them alone: "auto", the linear
+            and convolution layers that are measured to be faster so, once a fit; a density in (0, 1], those that are
+            no denser; or "off". On one CPU process, in single or double precision. Results are those of dense layers
+            up to the order in which floats are added, so a run may change it at any time.
         dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
@@ -166,6 +172,7 @@ def lottery(
         dense=dense,
         keep_last=keep_last,
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
+        sparse=checked(sparse),
         config=dict(config or {}),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),

@@ -21,10 +21,23 @@ def after_each_epoch(trainer: L.Trainer, do: Callable[[], None]) -> None:
     _after(trainer.fit_loop, do)
 
 
+def before_the_end(trainer: L.Trainer, do: Callable[[], None]) -> None:
+    """Call `do` when training is over, before any hook of its end."""
+    loop: Any = trainer.fit_loop
+    ended = loop.on_run_end
+
+    def on_run_end() -> None:
+        do()
+        ended()
+
+    loop.on_run_end = on_run_end
+
+
 def release(trainer: L.Trainer) -> None:
     """Call nothing any more."""
     for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
-        vars(loop).pop("on_advance_end", None)
+        for name in ("on_advance_end", "on_run_end"):
+            vars(loop).pop(name, None)
 
 
 def _after(loop: Any, do: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from lt_lightning.rewinds import Rewind, RewindStep
 from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
+from lt_lightning.sparse import Sparse
 from lt_lightning.stopping import StopWhen, needs_dense
 
 AUTO = "auto"
@@ -56,6 +57,7 @@ class Plan:
     dense: bool
     keep_last: bool
     every: RewindStep | str | None
+    sparse: Sparse
     config: Mapping[str, Any]
     gradual: Gradual | None = None
     gradual_every: RewindStep = EACH_EPOCH
@@ -141,6 +143,11 @@ class Plan:
             raise ValueError(f"gradual={self.gradual!r} is not a function: pass one such as cubically().")
         if self.gradual_every.count == 0:
             raise ValueError(f'gradual_every="{self.gradual_every}" must be at least 1: "1 epoch", "100 steps".')
+        if self.sparse != "off":
+            raise ValueError(
+                f"sparse={self.sparse!r} fixes where the kept weights of a fit lie, and gradual moves that while it "
+                "trains: leave one of them out (prune.sparse=off)."
+            )
         for round in range(1, self.rounds + 1):
             check_gradual(self.gradual, round, self.schedule(round - 1), self.schedule(round))
 

@@ -136,6 +136,7 @@ class ArmDirectory:
         self.curves = path / "metrics.csv"
         self.done = path / "done"
         self.origin = path / "trained_in"
+        self.sparse = path / "sparse.json"
         self.next = path / NEXT
 
     def mark_done(self, record: Mapping[str, Any]) -> None:

@@ -169,9 +169,10 @@ def keep_best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(mask)
     threshold = candidates.kthvalue(candidates.numel() - count + 1).values
-    above = mask & (scores > threshold)
-    tied = mask & (scores == threshold)
-    return above | (tied & (tied.cumsum(0) <= count - above.sum()))
+    chosen = mask & (scores > threshold)
+    tied = (mask & (scores == threshold)).nonzero().flatten()
+    chosen[tied[: count - int(chosen.sum())]] = True
+    return chosen
 
 
 def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Masks:
@@ -204,7 +205,14 @@ def _keep_shares(scores: Scores, masks: Masks, density: float, shares: Mapping[s
     if count > sum(left.values()):
         raise ValueError(sharded.too_many(count, sum(left.values()), total(masks)))
     counts = apportion(count, shares, left)
-    return {name: sharded.keep_best({name: scores[name]}, {name: m}, counts[name])[name] for name, m in masks.items()}
+    keep = sharded.keep_best if sharded.any_sharded(masks) else _keep_best_of_one
+    return {name: keep({name: scores[name]}, {name: mask}, counts[name])[name] for name, mask in masks.items()}
+
+
+def _keep_best_of_one(scores: Scores, masks: Masks, count: int) -> Masks:
+    """As `sharded.keep_best`, of a tensor that lies here: faster, and with more memory."""
+    ((name, mask),) = masks.items()
+    return {name: keep_best(scores[name].flatten(), mask.flatten(), count).view(mask.shape)}
 
 
 def apportion(count: int, shares: Mapping[str, float], limits: Mapping[str, int]) -> dict[str, int]:

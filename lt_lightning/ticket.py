@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, strategies, tuning
+from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, sparse, strategies, tuning
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
@@ -35,8 +35,8 @@ from lt_lightning.twins import twins
 class Ticket(Callback):
     """One fit of one ticket: pass it to a new Trainer, with `ckpt_path=ticket.ckpt_path` to its fit.
 
-    Made by `lottery`. During the fit pruned weights are exactly zero: gradients are masked before clipping, weights
-    after every optimizer step. At the end it selects the next round's masks and writes them down.
+    Made by `lottery`. During the fit pruned weights are exactly zero: weights are masked after every optimizer
+    step, gradients before anything clips them. At the end it selects the next round's masks and writes them down.
 
     Attributes:
         model: the LightningModule to fit, compiled if it was given so.
@@ -54,7 +54,7 @@ class Ticket(Callback):
         self.arm = arm
         self.plan = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
-        self.fitted = self.shared = False
+        self.fitted = self.shared = self._is_sharded = False
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
@@ -74,6 +74,7 @@ class Ticket(Callback):
         self._hold_learning_rate = False
         self._should_stop = False
         self._saving = self._make_saving()
+        self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
 
     def __repr__(self) -> str:
@@ -154,6 +155,8 @@ class Ticket(Callback):
         for each in (self._tightening, self._settling):
             if each:
                 each.check(trainer)
+        if self.plan.sparse != "off":
+            sparse.check(trainer, self.model, pl_module)
         if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
             pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -162,6 +165,7 @@ class Ticket(Callback):
             wait()  # all look into it
             self.plan = replace(self.plan, directory=scratch)
             self._saving = self._make_saving()
+            self._execution = sparse.Execution(self.plan.sparse, self.files.sparse)
         searches = self._tuning.prepare(trainer, pl_module, self.plan.directory.point(0), self.state_key)
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         first = [_BeforeSearch(self)] if searches else []
@@ -234,6 +238,7 @@ class Ticket(Callback):
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
         self._check_start(trainer)
         self._trained = True
+        self._is_sharded = strategies.is_sharded(trainer.strategy)  # here, not at every step
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
@@ -248,7 +253,15 @@ class Ticket(Callback):
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
+        self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
+
+    def _begin_sparse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.plan.sparse == "off":
+            return
+        moments.after_each_batch(trainer, lambda: self._execution.after_batch(trainer, position.is_over(trainer)))
+        moments.before_the_end(trainer, self._execution.end)
+        self._execution.begin(trainer, pl_module, self.masks, self._resuming, self._enforcement.leave)
 
     def _write_late_weights(self, pl_module: L.LightningModule) -> None:
         """A control's ticket has the weights that it starts from, also those that the Trainer has only now let draw."""
@@ -304,7 +317,7 @@ class Ticket(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let all processes begin with the buffers of the first, as they do under DDP."""
-        if strategies.is_sharded(trainer.strategy):
+        if self._is_sharded:
             sharded.share_buffers(pl_module)
 
     def on_train_batch_end(
@@ -427,6 +440,7 @@ class Ticket(Callback):
 
     def _release(self, trainer: L.Trainer) -> None:
         self._saving.release(trainer)
+        self._execution.end()
         self._enforcement.release()
         ours = (_EpochEnd, _BeforeSearch)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
@@ -445,7 +459,8 @@ class Ticket(Callback):
         return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Complete what a fit continues from."""
+        """Complete what a fit continues from, with zeros under the masks in optimizer states too."""
+        self._enforcement.mask_states(trainer.optimizers)
         self._saving.complete(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:

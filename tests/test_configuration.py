@@ -33,6 +33,7 @@ NEUTRAL = [
     ("num_workers", 4),
     ("prune.dry_run", True),
     ("prune.every", "5 steps"),
+    ("prune.sparse", "auto"),
     ("prune.keep_last", True),
     ("trainer.accelerator", "gpu"),
     ("trainer.devices", 8),

@@ -13,12 +13,12 @@ import lt_lightning
 ROOT = Path(lt_lightning.__file__).parent
 
 FLOORS = (
-    {"sharded"},
+    {"sharded", "csr"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
         *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
     },
-    {"parts", "strategies", "probe", "changes"},
+    {"parts", "strategies", "probe", "changes", "replaced"},
     {
         "lock",
         "criteria",
@@ -33,6 +33,7 @@ FLOORS = (
         "position",
         "layers",
         "enforcement",
+        "sparse",
     },
     {"prunable", "at_init"},
     {"records"},
@@ -113,8 +114,8 @@ def test_no_floor_is_kept_for_a_module_that_is_gone():
 
 
 def test_a_new_module_is_told_where_to_add_its_floor():
-    assert unplaced([*height(), "sparse"]) == (
-        "sparse has no floor. tests/test_layers.py: give it a place in FLOORS, SIDE or TOP."
+    assert unplaced([*height(), "quantized"]) == (
+        "quantized has no floor. tests/test_layers.py: give it a place in FLOORS, SIDE or TOP."
     )
 
 

@@ -165,5 +165,6 @@ def _plan(directory: RunDirectory, masks: Masks, seed: int) -> Plan:
         dense=True,
         keep_last=False,
         every=AUTO,
+        sparse="off",
         config={},
     )

@@ -1,6 +1,6 @@
 """The LightningModule around the standard networks: cross entropy, accuracy, one optimizer."""
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,8 +19,9 @@ class Classifier(LightningModule):
     (batch,). `optimizer` makes the optimizer from the parameters, `scheduler` the learning-rate schedule from
     the optimizer; the schedule advances every `scheduler_interval`, "step" or "epoch".
 
-    Logged: `train/loss` in nats, each step; `train/acc` in [0, 1], over the epoch; `val/loss`, `val/acc`,
-    `test/loss` and `test/acc` over the whole set, each example weighing the same.
+    Logged: `train/loss` in nats, of the steps that a Trainer passes on to its loggers (`log_every_n_steps`) and of the
+    last of an epoch, since logging takes Lightning a tenth of a small step; `train/acc` in [0, 1], over the epoch;
+    `val/loss`, `val/acc`, `test/loss` and `test/acc` over the whole set, each example weighing the same.
 
     Raises:
         ValueError: when `scheduler_interval` is neither "step" nor "epoch".
@@ -50,6 +51,7 @@ class Classifier(LightningModule):
         self.train_accuracy = _accuracy(num_classes)
         self.val_accuracy = _accuracy(num_classes)
         self.test_accuracy = _accuracy(num_classes)
+        self._is_accuracy_logged = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, ...) to logits (batch, num_classes)."""
@@ -58,9 +60,20 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean cross entropy of the batch, in nats."""
         loss = self._loss(batch, self.train_accuracy)
-        self.log("train/loss", loss, on_step=True, on_epoch=False)
-        self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True)
+        if is_read(self.trainer):
+            self.log("train/loss", loss, on_step=True, on_epoch=False)
+        if not self._is_accuracy_logged:  # once an epoch: Lightning then has the metric, and asks it at the end
+            self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True)
+            self._is_accuracy_logged = True
         return loss
+
+    def on_train_start(self) -> None:
+        """Log the accuracy anew, also where a fit restarts in the middle of an epoch."""
+        self._is_accuracy_logged = False
+
+    def on_train_epoch_start(self) -> None:
+        """Log the accuracy of the new epoch."""
+        self._is_accuracy_logged = False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `val/loss` and `val/acc`."""
@@ -90,6 +103,12 @@ class Classifier(LightningModule):
         # update, not forward: the batch's own accuracy is never read.
         accuracy.update(logits, labels)
         return cross_entropy(logits, labels)
+
+
+def is_read(trainer: Trainer) -> bool:
+    """Whether what a training step logs is looked at: by loggers, or as the last of an epoch or of the fit."""
+    step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return trainer.is_last_batch or step == trainer.max_steps or bool(every and step % every == 0)
 
 
 def _accuracy(num_classes: int) -> MulticlassAccuracy:
