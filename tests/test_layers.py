@@ -15,10 +15,10 @@ ROOT = Path(lt_lightning.__file__).parent
 FLOORS = (
     {"sharded"},
     {
-        *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
+        *("masks", "seeding", "processes", "twins", "parametrized", "lazy", "hub"),
         *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
     },
-    {"parts", "strategies", "probe", "changes"},
+    {"parts", "strategies", "probe", "changes", "apply"},
     {
         "lock",
         "criteria",
