@@ -39,10 +39,12 @@ if TYPE_CHECKING:
         small_init,
         small_init_small_final,
     )
+    from lt_lightning.export import to_onnx, to_torch_prune
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
+    from lt_lightning.publish import push_ticket
     from lt_lightning.rewinds import (
         Changed,
         Rewind,
@@ -107,6 +109,7 @@ __all__ = [
     "movement",
     "n_m",
     "one_shot",
+    "push_ticket",
     "random",
     "random_mask",
     "random_mask_globally",
@@ -120,7 +123,9 @@ __all__ = [
     "small_init_small_final",
     "snip",
     "synflow",
+    "to_onnx",
     "to_point",
+    "to_torch_prune",
 ]
 
 _MODULES = {
@@ -153,10 +158,12 @@ _MODULES = {
         "small_init",
         "small_init_small_final",
     ),
+    "export": ("to_onnx", "to_torch_prune"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
+    "publish": ("push_ticket",),
     "rewinds": (
         "Changed",
         "Rewind",

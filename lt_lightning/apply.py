@@ -42,7 +42,9 @@ def apply(model: nn.Module, masks: Masks, state: Mapping[str, Tensor], *, comple
     values = {keys[name]: sharded.spread(value, found[keys[name]]) for name, value in state.items()}
     model.load_state_dict(values, strict=False)
     parameters = _parameters(model)  # lazy ones have just become others
-    laid = {name: sharded.spread(mask, parameters[name]).to(parameters[name].device) for name, mask in masks.items()}
+    firsts = {parameters[name]: name for name in reversed(list(masks))}  # a tied one has several
+    chosen = {name: masks[name] for name in masks if firsts[parameters[name]] == name}
+    laid = {name: sharded.spread(mask, parameters[name]).to(parameters[name].device) for name, mask in chosen.items()}
     for name, mask in laid.items():
         sharded.local(parameters[name]).masked_fill_(~sharded.local(mask), 0)
     return laid

@@ -61,6 +61,7 @@ class TicketFile:
             they lie there before that fit begins; `load_ticket` takes them from the marker beside the file, and
             `push_ticket` puts them in.
         versions: of the libraries that wrote it; empty if a file does not say.
+        tied: further name of a masked parameter that the run's model ties → the name that its mask has.
     """
 
     masks: Masks
@@ -71,6 +72,12 @@ class TicketFile:
     config: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def masks_by_name(self) -> dict[str, Tensor]:
+        """The masks, those of tied parameters under each of their names."""
+        return {**self.masks, **{name: self.masks[first] for name, first in self.tied.items()}}
 
     def apply(
         self, model: nn.Module, *, state: bool = True, only: Sequence[str] | None = None, prefix: str = ""
@@ -106,7 +113,7 @@ class TicketFile:
                 "apply(model, state=False) masks the weights that the model has."
             )
         apply.check_patterns(only, list(apply.select({**self.masks, **self.state}, None, prefix)))
-        masks = apply.select(self.masks, only, prefix)
+        masks = apply.select(self.masks_by_name, only, prefix)
         weights = apply.select(self.state, only, prefix) if state else {}
         return apply.apply(model, masks, weights, complete=state and only is None)
 
@@ -141,8 +148,8 @@ class TicketFile:
                 yield _Entry(f"state/{name}", value.dtype, list(value.shape), partial(_of_state, self.state, name))
 
     def _metadata(self) -> dict[str, str]:
-        measured = {"metrics": json.dumps(dict(self.metrics))} if self.metrics else {}
-        return measured | {
+        some = {"metrics": self.metrics, "tied": self.tied}
+        return {key: json.dumps(dict(value)) for key, value in some.items() if value} | {
             "format": FORMAT,
             "round": str(self.round),
             "arm": self.arm,
@@ -255,6 +262,7 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
         config=metadata["config"],
         metrics=json.loads(metadata.get("metrics", "{}")),
         versions=json.loads(metadata.get("versions", "{}")),
+        tied=json.loads(metadata.get("tied", "{}")),
     )
 
 

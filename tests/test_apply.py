@@ -1,5 +1,7 @@
 """A ticket put into a model: what is loaded, what is masked, what is said if it does not fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -93,6 +95,30 @@ def test_a_tied_weight_is_masked_wherever_it_is_held():
     other = ticket_of(Tied(), decoder__weight=KEPT)  # by the name that named_parameters leaves out
     assert list(other.apply(model)) == ["decoder.weight"]
     assert torch.equal(model.encoder.weight, other.state["encoder.weight"] * KEPT)
+
+
+def test_what_was_tied_in_the_run_is_masked_where_it_is_not_tied_any_more():
+    model = nn.ModuleDict({"encoder": nn.Linear(2, 3, bias=False), "decoder": nn.Linear(2, 3, bias=False)})
+    ticket = replace(ticket_of(Tied(), encoder__weight=KEPT), tied={"decoder.weight": "encoder.weight"})
+    assert list(ticket.apply(Tied())) == ["encoder.weight"]
+    assert list(ticket.apply(model)) == ["encoder.weight", "decoder.weight"]
+    assert_is(model, replace(ticket, masks=ticket.masks_by_name))
+
+
+def test_a_run_writes_down_what_its_model_ties(tmp_path):
+    class TiedTiny(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.again = nn.Linear(8, 12)
+            self.again.weight = self.hidden.weight
+
+    play(tmp_path, model=TiedTiny, rounds=1, controls=["reinit", "random_mask"], test=False)
+    for folder in ("round-00", "round-01", "round-01/reinit", "round-01/random_mask", "round-01/next"):
+        ticket = load_ticket(tmp_path / folder)
+        assert ticket.tied == {"again.weight": "hidden.weight"}, folder
+        assert list(ticket.masks) == ["hidden.weight", "output.weight"], "counted once"
+    play(tmp_path / "plain", rounds=1, test=False)
+    assert load_ticket(tmp_path / "plain" / "round-01").tied == {}
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
