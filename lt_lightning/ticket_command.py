@@ -168,7 +168,7 @@ def _diff(given: argparse.Namespace) -> Found:
         for row in rows
     ]
     lines = table(["layer", "density", "and ", *_INDICES], cells, ["density", "and ", *_INDICES])
-    told = f"the masks are {'the same' if same else 'different'}, the weights at the start {_alike(start)}"
+    told = f"the masks are {_alike(same)}, the weights at the start are {_alike(start)}"
     missing = [f"only in {given.path if end == 'a' else given.other}: {name}" for end in only for name in only[end]]
     return found, "\n".join([*lines, "", *missing, told]), int(not same)
 
@@ -177,7 +177,7 @@ _INDICES = ("jaccard", "chance")
 
 
 def _alike(same: bool) -> str:
-    return "too" if same else "are not"
+    return "the same" if same else "different"
 
 
 def _export(given: argparse.Namespace) -> Found:
