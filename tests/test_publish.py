@@ -54,7 +54,7 @@ class Answer(BaseHTTPRequestHandler):
             name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
             exists = name in hub.repositories
             hub.repositories.setdefault(name, [])
-            hub.private.setdefault(name, asked.get("private"))
+            hub.private.setdefault(name, asked.get("private") or asked.get("visibility") == "private")
             self.say(409 if exists else 200, {"url": f"{hub.address}/{name}"})
         elif found := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             asked = [each["path"] for each in json.loads(body)["files"]]
