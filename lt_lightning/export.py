@@ -1,6 +1,7 @@
 """Tickets in the forms of others: `torch.nn.utils.prune`, plain dense weights, ONNX."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -178,10 +179,8 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
 
 
 def _require_exporter() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'ONNX files need onnx and onnxscript: pip install "lt-lightning[export]"', name=error.name
-        ) from error
+    for name in ("onnx", "onnxscript"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f'ONNX files need {name}, which is not installed: pip install "lt-lightning[export]"', name=name
+            )

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -258,8 +259,7 @@ def test_a_wrong_call_has_exit_code_2_too(capsys):
 def test_a_model_of_the_current_directory_becomes_onnx(tiny_run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnx", reason='needs onnx: pip install "lt-lightning[export]"')
     pytest.importorskip("onnxscript", reason='needs onnxscript: pip install "lt-lightning[export]"')
-    from onnx.reference import ReferenceEvaluator
-
+    ReferenceEvaluator = import_module("onnx.reference").ReferenceEvaluator
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someones_project.py").write_text("from tiny import Tiny as make\n")
     final = tiny_run / "round-02" / "final.ckpt"
