@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     )
     from lt_lightning.early_bird import EarlyBird, settled
     from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
+    from lt_lightning.export import to_onnx, to_torch_prune
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
+    from lt_lightning.publish import push_ticket
     from lt_lightning.rewinds import (
         Changed,
         Rewind,
@@ -117,6 +119,7 @@ __all__ = [
     "movement",
     "n_m",
     "one_shot",
+    "push_ticket",
     "random",
     "random_mask",
     "random_mask_globally",
@@ -131,7 +134,9 @@ __all__ = [
     "small_init_small_final",
     "snip",
     "synflow",
+    "to_onnx",
     "to_point",
+    "to_torch_prune",
     "transfer",
     "worse_than_dense",
 ]
@@ -168,10 +173,12 @@ _MODULES = {
     ),
     "early_bird": ("EarlyBird", "settled"),
     "gradual": ("Gradual", "cubically", "geometrically", "linearly"),
+    "export": ("to_onnx", "to_torch_prune"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
+    "publish": ("push_ticket",),
     "rewinds": (
         "Changed",
         "Rewind",

@@ -1,4 +1,4 @@
-"""Look at a study from the command line: `python -m lt_lightning status DIR`, `summary DIR`, `analyse ANALYSIS RUN`."""
+"""The command line: what `python -m lt_lightning status`, `summary`, `analyse` and `ticket` do."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_lightning import status
+from lt_lightning import status, ticket_command
 from lt_lightning.analysis import command
 
 _STATUS = """\
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser("lt_lightning", description="Look at a study: where it stands, what it found.")
+    parser = argparse.ArgumentParser("lt_lightning", description="Look at a study, and use the tickets that it found.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     style = argparse.RawDescriptionHelpFormatter
 
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     command.add(commands, style)
     commands.choices["analyse"].set_defaults(run=_analyse)
+    ticket_command.add(commands, style)
+    commands.choices["ticket"].set_defaults(run=_ticket)
 
     given = parser.parse_args(arguments)
     try:
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as by `| head`
         sys.stderr.close()
         return 0
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         print(f"lt_lightning: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -118,6 +120,12 @@ def _analyse(given: argparse.Namespace) -> int:
     found, text = command.run(given)
     print(_json(found) if given.json else text)
     return 0
+
+
+def _ticket(given: argparse.Namespace) -> int:
+    found, text, code = given.act(given)
+    print(_json(found) if given.json else text)
+    return code
 
 
 def _json(value: Any) -> str:

@@ -402,14 +402,15 @@ def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredi
 def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Module) -> None:
     """A control has a ticket file too: its masks, and the weights that it starts from."""
     round = ingredients.round
-    start = "fresh" if ingredients.start is None else ticketfile.read(plan.directory.arm(round).ticket).start
+    drawn = ticketfile.read(plan.directory.arm(round).ticket)
+    start = "fresh" if ingredients.start is None else drawn.start
     if ingredients.start == str(plan.directory.arm(round, arm).start):
         start = "file"
     if ingredients.start is None:
         state = ticketfile.tensors_of(unwrap_compiled(module).state_dict())
     else:
         state = ticketfile.tensors_of(model_state(Checkpoint(Path(ingredients.start))))
-    file = ticketfile.TicketFile(ingredients.masks, state, round, arm, start, plan.fingerprint)
+    file = ticketfile.TicketFile(ingredients.masks, state, round, arm, start, plan.fingerprint, tied=drawn.tied)
     file.write(plan.directory.arm(round, arm).ticket)
 
 

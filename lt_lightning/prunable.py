@@ -74,6 +74,17 @@ def survey(module: nn.Module, prunable: Prunable = layer_weights) -> list[Row]:
     return [Row(each.name, each.parameter, against(each)) for each in held]
 
 
+def ties(module: nn.Module, masks: Masks) -> dict[str, str]:
+    """Further name of a masked parameter that several layers hold → the name that its mask has.
+
+    >>> layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> layers[1].weight = layers[0].weight
+    >>> ties(layers, find_prunable(layers))
+    {'1.weight': '0.weight'}
+    """
+    return {name: each.name for each in _held(module) if each.name in masks for name, _ in each.holders[1:]}
+
+
 def empty_norms(masks: Masks, module: nn.Module) -> dict[str, int]:
     """Name → how many norms that its layer divides by would be zero under the masks; 0/0 is NaN."""
     counts = {name: empty_rows(masks[name], norm_dim) for name, norm_dim in _norms(module) if name in masks}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_lightning import checkpoints, position
 from lt_lightning.changes import Change, Weight
@@ -18,7 +18,7 @@ from lt_lightning.parts import Stored
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.probe import probe
 from lt_lightning.processes import broadcast, is_writer
-from lt_lightning.prunable import check_norms, empty_norms, find_prunable
+from lt_lightning.prunable import check_norms, empty_norms, find_prunable, ties
 from lt_lightning.rewinds import Changed, State
 from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
@@ -27,10 +27,11 @@ from lt_lightning.sharded import any_sharded
 from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
 
-def write_dense(plan: Plan, masks: Masks) -> None:
+def write_dense(plan: Plan, masks: Masks, module: nn.Module) -> None:
     """Write the ticket of round 0: everything is kept, and its weights are those of the rewind point."""
     state = tensors_of(model_state(Checkpoint(plan.directory.rewind_point))) if is_writer() else {}
-    TicketFile(masks, state, start="fresh", config=plan.fingerprint).write(plan.directory.arm(0).ticket)
+    ticket = TicketFile(masks, state, start="fresh", config=plan.fingerprint, tied=ties(module, masks))
+    ticket.write(plan.directory.arm(0).ticket)
 
 
 def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
@@ -60,7 +61,9 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
         raise ValueError(f"no ticket can be drawn from round {round}: {error} Its weights: {arm.final}") from error
     target = plan.directory.arm(round + 1) if round < plan.rounds else ArmDirectory(arm.next)
     start, state = _write_start(plan, arm, target, round + 1, chosen) if is_writer() else ("", {})
-    TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint).write(target.ticket)
+    tied = ties(trainer.lightning_module, chosen)
+    ticket = TicketFile(chosen, state, round + 1, start=start, config=plan.fingerprint, tied=tied)
+    ticket.write(target.ticket)
 
 
 def _choose(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Masks:

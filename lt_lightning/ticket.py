@@ -21,7 +21,7 @@ from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
-from lt_lightning.prunable import check_norms, find_prunable
+from lt_lightning.prunable import check_norms, find_prunable, ties
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
 from lt_lightning.rundir import TICKET, ArmDirectory
@@ -269,7 +269,8 @@ class Ticket(Callback):
         fresh = self.arm != TICKET and self._start is None and not self._resuming
         if late and fresh and (is_writer() or sharded.any_sharded(self.masks)):
             state = tensors_of(pl_module.state_dict())
-            ticket = TicketFile(self.masks, state, self.round, self.arm, "fresh", self.plan.fingerprint)
+            tied = ties(pl_module, self.masks)
+            ticket = TicketFile(self.masks, state, self.round, self.arm, "fresh", self.plan.fingerprint, tied=tied)
             ticket.write(self.files.ticket)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
@@ -389,7 +390,7 @@ class Ticket(Callback):
         sharded.reshard(pl_module)
         if self.arm == TICKET and (trainer.is_global_zero or sharded.any_sharded(self.masks)):
             if self.round == 0:
-                write_dense(self.plan, self.masks)
+                write_dense(self.plan, self.masks, self._module)
             elif self._tightening:
                 write_tightened(self.files, self.masks)
             if self.plan.has_ticket(self.round + 1):

@@ -1,39 +1,48 @@
 """`ticket.safetensors`: masks and starting weights in one file that any safetensors reader opens.
 
-Layout, version 2:
-
-- `mask/<name>`: uint8 [ceil(n / 8)], the mask of parameter `<name>` in row-major order, eight weights a byte, the
-  first weight in the highest bit, as `numpy.packbits` writes it; unused bits at the end are 0.
-- `state/<name>`: the weights and buffers at the start of the round (θ_k), before the masks are applied.
-- metadata, all strings: `format` ("lt_lightning 2"), `round`, `arm`, `density`, `start` ("point", "file" or "fresh"),
-  `config` (a hash of the configuration), `shapes` (JSON: parameter name → shape) and `sha256` (64 digits: SHA-256 of
-  the whole file with these digits as zeros).
+`docs/ticket_file.md` describes it byte by byte. In short: `mask/<name>` holds the bits of a mask, eight weights a byte,
+`state/<name>` a weight or buffer at the start of the round (θ_k) before the masks are applied, and the metadata say
+which round of which run it is, in which shapes the masks are, and what the whole file's checksum is.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from lt_lightning import apply, hub
 from lt_lightning.atomic import staged
 from lt_lightning.masks import Masks, density
 from lt_lightning.parts import Stored
 from lt_lightning.processes import is_writer
+from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import whole
 
 FORMAT = "lt_lightning 2"
 
 _BLANK = b"0" * 64
+
+NAME = "ticket.safetensors"
+"""What a ticket file is called, in a run directory as elsewhere."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what writes a ticket now: lt_lightning, torch, lightning, python."""
+    ours = {"lt_lightning": sys.modules["lt_lightning"].__version__, "torch": torch.__version__}
+    return ours | {"lightning": version("lightning"), "python": ".".join(map(str, sys.version_info[:3]))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +57,11 @@ class TicketFile:
         start: where the round starts: "point" (the rewind point), "file" (`start.ckpt` beside it), "fresh" (a fresh
             model at step 0).
         config: a hash of the configuration.
+        metrics: what the fit that began here measured, its seed and steps too. A run writes none into its files, since
+            they lie there before that fit begins; `load_ticket` takes them from the marker beside the file, and
+            `push_ticket` puts them in.
+        versions: of the libraries that wrote it; empty if a file does not say.
+        tied: further name of a masked parameter that the run's model ties → the name that its mask has.
     """
 
     masks: Masks
@@ -56,6 +70,52 @@ class TicketFile:
     arm: str = "ticket"
     start: str = "point"
     config: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=versions)
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def masks_by_name(self) -> dict[str, Tensor]:
+        """The masks, those of tied parameters under each of their names."""
+        return {**self.masks, **{name: self.masks[first] for name, first in self.tied.items()}}
+
+    def apply(
+        self, model: nn.Module, *, state: bool = True, only: Sequence[str] | None = None, prefix: str = ""
+    ) -> Masks:
+        """Make a model this ticket: load the starting weights and buffers, and set what is pruned to zero.
+
+        Nothing is changed if anything does not fit. The masks are not kept in the model: multiply by those returned
+        after every optimizer step, or let `lt_lightning.to_torch_prune` hang them on.
+
+        Args:
+            model: any module with parameters of these names: compiled, sharded and lazy ones too. A weight that the
+                model ties is masked wherever it is held.
+            state: False masks the weights that the model has.
+            only: patterns over the model's names, to apply a part; one that opens with `!` leaves out what it matches.
+                None: the ticket must fit the whole model, name by name.
+            prefix: what the ticket's names have in front of the model's: "network." for the network of a module.
+
+        Returns:
+            What was applied: parameter name → bool tensor, on the parameter's device and sharded as it is.
+
+        Raises:
+            ValueError: if names or shapes do not fit, they are listed; or if the ticket holds no weights.
+
+        Example:
+            >>> ticket = TicketFile({"weight": torch.tensor([[True, False]])}, {"weight": torch.ones(1, 2)})
+            >>> model = nn.Linear(2, 1, bias=False)
+            >>> ticket.apply(model), model.weight.tolist()
+            ({'weight': tensor([[ True, False]])}, [[1.0, 0.0]])
+        """
+        if state and not self.state:
+            raise ValueError(
+                "the ticket holds no weights, since its round starts from a model drawn anew: "
+                "apply(model, state=False) masks the weights that the model has."
+            )
+        apply.check_patterns(only, list(apply.select({**self.masks, **self.state}, None, prefix)))
+        masks = apply.select(self.masks_by_name, only, prefix)
+        weights = apply.select(self.state, only, prefix) if state else {}
+        return apply.apply(model, masks, weights, complete=state and only is None)
 
     def write(self, path: Path) -> None:
         """Write the file atomically, one tensor at a time.
@@ -88,7 +148,8 @@ class TicketFile:
                 yield _Entry(f"state/{name}", value.dtype, list(value.shape), partial(_of_state, self.state, name))
 
     def _metadata(self) -> dict[str, str]:
-        return {
+        some = {"metrics": self.metrics, "tied": self.tied}
+        return {key: json.dumps(dict(value)) for key, value in some.items() if value} | {
             "format": FORMAT,
             "round": str(self.round),
             "arm": self.arm,
@@ -97,6 +158,7 @@ class TicketFile:
             "config": self.config,
             "sha256": _BLANK.decode(),
             "shapes": json.dumps({name: list(mask.shape) for name, mask in self.masks.items()}),
+            "versions": json.dumps(dict(self.versions)),
         }
 
 
@@ -146,14 +208,30 @@ class StoredMasks(MutableMapping[str, Tensor]):
 
 
 def load_ticket(path: str | Path) -> TicketFile:
-    """Read a `ticket.safetensors` with its masks and its weights at the start.
+    """Read a `ticket.safetensors` with its masks, its weights at the start and what the fit from there measured.
+
+    Args:
+        path: the file, the directory of a round or control, or an address on the Hugging Face hub:
+            "hf://user/repo", "hf://user/repo@revision/folder/ticket.safetensors".
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a ticket of a version that this release reads.
+        OSError: if the hub does not give it.
     """
-    ticket = read(Path(path), state=True)
-    return replace(ticket, masks=dict(ticket.masks))
+    file = hub.fetch(str(path), NAME) if hub.is_address(path) else Path(path)
+    file = file / NAME if file.is_dir() else file
+    ticket = read(file, state=True)
+    return replace(ticket, masks=dict(ticket.masks), metrics=ticket.metrics or _measured_beside(file))
+
+
+def _measured_beside(file: Path) -> dict[str, float]:
+    """What the marker beside a ticket says of the fit that began with it; empty before that is done."""
+    arm = ArmDirectory(file.parent)
+    if file != arm.ticket or not arm.done.exists() or not arm.is_done_whole():
+        return {}
+    known = ("round", "arm", "density")
+    return {key: value for key, value in arm.read_done()["record"].items() if key not in known and value is not None}
 
 
 def read(path: Path, *, state: bool = False) -> TicketFile:
@@ -175,7 +253,17 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
         masks = StoredMasks(path, json.loads(metadata["shapes"]))
         names = [key for key in file.keys() if key.startswith("state/")] if state else []  # noqa: SIM118
         weights = {name.removeprefix("state/"): file.get_tensor(name) for name in names}
-    return TicketFile(masks, weights, int(metadata["round"]), metadata["arm"], metadata["start"], metadata["config"])
+    return TicketFile(
+        masks,
+        weights,
+        round=int(metadata["round"]),
+        arm=metadata["arm"],
+        start=metadata["start"],
+        config=metadata["config"],
+        metrics=json.loads(metadata.get("metrics", "{}")),
+        versions=json.loads(metadata.get("versions", "{}")),
+        tied=json.loads(metadata.get("tied", "{}")),
+    )
 
 
 def is_whole(path: Path) -> bool:
@@ -266,6 +354,12 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: list[int]) -> Tensor:
-    """The inverse of `pack`: uint8 [ceil(n / 8)] → bool tensor of the shape."""
+    """The inverse of `pack`: uint8 [ceil(n / 8)] → bool tensor of the shape.
+
+    Raises:
+        ValueError: if that is not how many bytes there are.
+    """
     count = int(np.prod(shape, dtype=np.int64))
+    if packed.numel() != -(-count // 8):
+        raise ValueError(f"a mask of shape {shape} takes {-(-count // 8)} bytes, and there are {packed.numel()}.")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)

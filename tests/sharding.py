@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lt_lightning import criteria, masks, scopes, sharded
+from lt_lightning import TicketFile, criteria, masks, scopes, sharded
 
 PLACEMENTS = {"0": Shard(0), "1": Shard(1), "r": Replicate()}
 
@@ -225,3 +225,12 @@ def outside_of_the_mesh():
     before = distribute_tensor(torch.ones(5).bool(), mesh, [Shard(0)])
     chosen = scopes.select({"w": laid}, {"w": before}, 0.4, scopes.globally)
     return masks.kept(chosen), sharded.local(chosen["w"]).tolist()
+
+
+def apply_ticket(kind, width, kept, state):
+    """Apply a ticket to a sharded module: its full weights and the full masks applied, and whether they lie alike."""
+    network, _ = make(kind, width)
+    applied = TicketFile(kept, state).apply(network)
+    weights = dict(network.named_parameters())
+    alike = all(sharded.same_layout(mask, weights[name]) for name, mask in applied.items())
+    return {name: each.detach() for name, each in whole(weights).items()}, whole(applied), alike

@@ -60,7 +60,7 @@ hydra:
 """
 
 
-EXTRAS = ("tensorboard", "slurm", "joblib")
+EXTRAS = ("tensorboard", "slurm", "joblib", "hub")
 """What the test extra takes with it."""
 
 
@@ -143,7 +143,7 @@ def composes(app, home, path=None):
 def test_every_import_of_the_package_is_a_declared_dependency():
     declared = set(requirements())
     for module, names in imported(ROOT / "lt_lightning", ROOT / "train.py").items():
-        expected = declared | ({module} & {"tensorboard", "submitit"})
+        expected = declared | ({canonicalize_name(module)} & {"tensorboard", "submitit", "huggingface-hub"})
         assert names & expected, f"{module} ({names}) is imported: add it to dependencies in pyproject.toml"
 
 
@@ -224,6 +224,7 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
         assert not [member.name for member in archive if member.issym() or member.islnk()]
     tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*.*")}
     root = {"train.py", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt", "pyproject.toml"}
+    root |= {"examples/load_ticket.py", "docs/ticket_file.md"}
     assert names | tests | root | {f"conf/{name}" for name in configs()} <= kept
 
 

@@ -42,6 +42,8 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
     assert set(names["ticket"].masks) == {"hidden.weight", "output.weight"}
     for name, mask in names["ticket"].masks.items():
         assert not names["model"].get_parameter(name)[~mask].any()
+        assert names["fresh"].get_buffer(f"{name}_mask").bool().equal(mask)
+    assert names["ticket"].metrics["test/acc"] == rows[3]["test/acc"]
     assert draw("runs/mine").exists()
     exec(re.sub(r"^(lottery\(.*\))$", r"next(\1)", extend, flags=re.MULTILINE), names)
     assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()

@@ -126,6 +126,17 @@ def test_real_sharded_modules(teams, kind, width):
     assert placements[0]["hidden.weight"] == expected[kind]
 
 
+@pytest.mark.parametrize(("kind", "width"), [("fsdp", 7), ("tp", 8), ("fsdp+tp", 8), ("hsdp+", 7)])
+def test_a_ticket_is_applied_to_sharded_modules(teams, kind, width):
+    network = sharding.Network(width)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    kept = {name: torch.rand(value.shape) < 0.5 for name, value in state.items() if name.endswith("weight")}
+    for weights, applied, alike in teams.run(4, sharding.apply_ticket, kind, width, kept, state):
+        assert alike
+        assert all(torch.equal(applied[name], mask) for name, mask in kept.items())
+        assert all(torch.equal(weights[name], value * kept.get(name, True)) for name, value in state.items())
+
+
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda function: function.__name__)
 def test_scores_do_not_depend_on_the_sharding(teams, criterion):
     full = {"a": torch.arange(15.0).view(5, 3), "b": torch.arange(4.0), "c": torch.arange(6.0).view(2, 3)}

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import platform
 import re
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny import play
 
-from lt_lightning import ticketfile
+import lt_lightning
+from lt_lightning import load_ticket, ticketfile
+from lt_lightning.records import read_records
 from lt_lightning.ticketfile import TicketFile, pack, read, tensors_of, unpack
 
 shapes = st.lists(st.integers(0, 7), max_size=4).map(tuple)
@@ -97,7 +102,56 @@ def test_the_metadata_are_strings_that_say_what_the_ticket_is(tmp_path):
             "config": "00ff",
             "sha256": checksum,
             "shapes": '{"hidden.weight": [3, 3], "output.weight": [4]}',
+            "versions": json.dumps(ticketfile.versions()),
         }
+    assert ticketfile.versions() == {
+        "lt_lightning": lt_lightning.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def test_metrics_and_versions_are_read_back_and_may_be_missing(tmp_path):
+    given = TicketFile(MASKS, {}, metrics={"test/acc": 0.1 + 0.2, "steps": 30}, versions={"torch": "2.6"})
+    given.write(tmp_path / "t")
+    found = load_ticket(tmp_path / "t")
+    assert found.metrics == {"test/acc": 0.1 + 0.2, "steps": 30}
+    assert found.versions == {"torch": "2.6"}, "a copy keeps those that made it"
+    found.write(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "t").read_bytes()
+    arrays, metadata = load_file(tmp_path / "t"), {"format": ticketfile.FORMAT, "round": "0", "arm": "ticket"}
+    with_checksum(tmp_path / "old", arrays, metadata | {"start": "point", "config": "", "shapes": "{}"})
+    old = load_ticket(tmp_path / "old")
+    assert (old.metrics, old.versions) == ({}, {})
+
+
+def with_checksum(path, arrays, metadata):
+    """A safetensors file of another hand that has a checksum as ours have it."""
+    save_file(arrays, path, metadata | {"sha256": "0" * 64})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode()))
+
+
+def test_a_mask_of_another_size_than_its_shape_is_refused(tmp_path):
+    rest = {"format": ticketfile.FORMAT, "round": "0", "arm": "ticket", "start": "point", "config": ""}
+    with_checksum(tmp_path / "t", {"mask/w": np.zeros(2, np.uint8)}, rest | {"shapes": '{"w": [1000, 1000]}'})
+    with pytest.raises(ValueError, match=r"a mask of shape \[1000, 1000\] takes 125000 bytes, and there are 2"):
+        load_ticket(tmp_path / "t")
+
+
+def test_a_loaded_ticket_knows_what_the_fit_that_began_with_it_measured(tmp_path):
+    play(tmp_path, rounds=1, controls=["reinit"])
+    rows = {row["arm"]: row for row in read_records(tmp_path / "records.csv") if row["round"] == 1}
+    for arm, folder in (("ticket", "round-01"), ("reinit", "round-01/reinit")):
+        found = load_ticket(tmp_path / folder)
+        expected = {key: value for key, value in rows[arm].items() if key not in ("round", "arm", "density")}
+        assert found.metrics == pytest.approx(expected)
+        assert "test/acc" in found.metrics
+        assert ticketfile.read(tmp_path / folder / "ticket.safetensors").metrics == {}, "the file was there before"
+    assert load_ticket(tmp_path / "round-01" / "next").metrics == {}, "nothing has begun with it"
+    (tmp_path / "round-01" / "done").write_text("damaged")
+    assert load_ticket(tmp_path / "round-01").metrics == {}
 
 
 def test_safetensors_and_numpy_are_enough_to_read_a_ticket(tmp_path):
