@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from lt_lightning import status
 from lt_lightning.analysis import command
+from lt_lightning.records import finite
 
 _STATUS = """\
 States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing
@@ -121,16 +121,7 @@ def _analyse(given: argparse.Namespace) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_finite(value), indent=1)
-
-
-def _finite(value: Any) -> Any:
-    """Without NaN and infinities, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value), indent=1)
 
 
 if __name__ == "__main__":
