@@ -63,7 +63,7 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=scheme)
         self.events.clear()
         self.send("Page.navigate", url=Path(path).resolve().as_uri())
-        self.wait("document.readyState === 'complete'")
+        self.wait("document.body?.dataset.drawn")
 
     def wait(self, condition, seconds=60):
         """Until an expression is true."""

@@ -64,6 +64,7 @@ def render(gathered: Mapping[str, Any]) -> str:
     rows = list(csv.reader(io.StringIO(gathered["csv"]["text"])))
     parts = {
         "title": html.escape(gathered["title"]),
+        "heading": re.sub(r"(?<=[/,])", "<wbr>", html.escape(gathered["title"])),
         "css": _file("page.css"),
         "summary": _summary(gathered),
         "bands": _bands(gathered),

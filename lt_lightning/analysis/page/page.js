@@ -70,12 +70,15 @@ function addChart(parent, heading, build, controls = []) {
   return chart;
 }
 
-// Once all figures have their places, so that each is drawn in its final size.
+// Once all figures have their places, so that each is drawn in its final size; one by one, so that the first is soon seen.
 function drawAll() {
-  showAll();
-  for (const { drawing } of charts) {
-    drawing.on("plotly_legendclick", (event) => { toggle(event.data[event.curveNumber].name); return false; });
-    drawing.on("plotly_legenddoubleclick", () => false);
+  for (const chart of charts) {
+    setTimeout(() => {
+      if (!chart.made) show(chart);
+      chart.drawing.on("plotly_legendclick", (event) => { toggle(event.data[event.curveNumber].name); return false; });
+      chart.drawing.on("plotly_legenddoubleclick", () => false);
+      if (chart === charts.at(-1)) { document.body.dataset.drawn = charts.length; performance.mark("drawn"); }
+    });
   }
 }
 
@@ -86,7 +89,7 @@ function show(chart) {
   const layout = {
     font: { family: "system-ui, sans-serif", size: 13, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 52, r: 12, t: 10, b: 44 },
+    margin: { l: 52, r: 12, t: printing ? 60 : 34, b: 44 },
     dragmode: touch.matches ? false : "zoom",
     hovermode: "closest", hoverlabel: { namelength: -1 },
     showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12 } },
@@ -97,7 +100,7 @@ function show(chart) {
   for (const trace of made.traces) trace.visible = hidden.has(trace.name) ? "legendonly" : true;
   Plotly.react(chart.drawing, made.traces, layout, { responsive: true, displayModeBar: false, doubleClick: "reset" });
   chart.made = made;
-  chart.caption.textContent = made.caption ?? "";
+  chart.caption.textContent = made.caption;
   chart.drawing.setAttribute("aria-label", `${chart.heading}. ${made.told} The table below holds all its numbers.`);
   fillTable(chart);
 }
@@ -141,7 +144,7 @@ function save(drawing, format, heading) {
 function toggle(name) {
   if (!hidden.delete(name)) hidden.add(name);
   for (const box of document.querySelectorAll("#lines input")) if (box.value === name) box.checked = !hidden.has(name);
-  for (const chart of charts) if (chart.made.traces.some((trace) => trace.name === name)) show(chart);
+  for (const chart of charts) if (chart.made?.traces.some((trace) => trace.name === name)) show(chart);
   say(`${name} is ${hidden.has(name) ? "hidden" : "shown"}`);
 }
 
@@ -259,7 +262,7 @@ function againstDensity(state) {
   const where = metric.startsWith("early_stop") ? "" : metric === "steps" || metric === "seconds" ? "" : " at the end";
   const title = metric === "early_stop_step" ? "early stop (step)" : `${metric}${where}${unitOf(metric)}`;
   return {
-    traces, told: `Lines of ${title} against the share of weights kept. ${told.join("; ")}.`,
+    traces, caption: "", told: `Lines of ${title} against the share of weights kept. ${told.join("; ")}.`,
     layout: {
       xaxis: densityAxis(densities.length ? densities : [1]),
       yaxis: { title: { text: title } },
@@ -334,7 +337,7 @@ function addCurves() {
     for (const line of own.filter((each) => each[1] === 0)) add(line, state.round ? "dense" : labelOf(state.group, line[2]), lineLook(state.round ? "dense" : labelOf(state.group, line[2])));
     if (state.round) for (const line of own.filter((each) => each[1] === state.round)) add(line, labelOf(state.group, line[2]), lineLook(labelOf(state.group, line[2])));
     return {
-      traces, told: `Curves of ${state.metric} by step, of round ${state.round}, with the dense round. ${told.join("; ")}.`,
+      traces, caption: `Round ${state.round}${shownGroups.length > 1 ? `, ${state.group}` : ""}.`, told: `Curves of ${state.metric} by step, of round ${state.round}, with the dense round. ${told.join("; ")}.`,
       layout: {
         xaxis: { title: { text: "step" }, rangemode: "tozero" },
         yaxis: isLoss(state.metric) ? logAxis(state.metric, rows.map((row) => row[4])) : { title: { text: `${state.metric}${unitOf(state.metric)}` } },
@@ -354,13 +357,15 @@ function addCurves() {
 
 const heatScale = [[0, "#00224e"], [0.25, "#434e6c"], [0.5, "#7d7c78"], [0.75, "#bcae6c"], [1, "#fee838"]]; // cividis
 
+const ofRun = (state) => (Object.keys(data.groups).length > 1 ? `${state.run}. ` : "");
+
 function layersOf(state) {
   const { names, rounds, densities, dead } = data.layers[state.run];
   const rows = rounds.flatMap((round, at) => names.map((name, n) => [round, name, 100 * densities[at][n]]));
   const last = densities.at(-1);
   const order = names.map((name, n) => [name, last[n]]).slice(0, -1).sort((a, b) => a[1] - b[1]);
   const told = `Density of each layer by round. In round ${rounds.at(-1)} ${order[0][0]} is the sparsest with ${percent(order[0][1])}, ${order.at(-1)[0]} the densest with ${percent(order.at(-1)[1])}; ${dead.at(-1)[0]} units have no incoming and ${dead.at(-1)[1]} no outgoing weights.`;
-  const common = { told, columns: ["round", "layer", "kept (%)"], rows };
+  const common = { told, caption: ofRun(state), columns: ["round", "layer", "kept (%)"], rows };
   const xaxis = { title: { text: "round" }, tickformat: "d", ...(rounds.length < 12 ? { dtick: 1 } : {}) };
   if (names.length <= 9) {
     const traces = names.map((name, n) => trace(name, rounds, densities.map((each) => 100 * each[n]),
@@ -384,7 +389,7 @@ function pixelsOf(state) {
   const unseen = all.filter((count) => count === 0).length;
   return {
     traces: [{ type: "heatmap", z, colorscale: heatScale, zmin: 0, hovertemplate: "row %{y}, column %{x}: %{z} connections<extra></extra>", colorbar: { thickness: 12, title: { text: "kept", side: "top" } }, meta: "pixels" }],
-    caption: "Connections that each pixel keeps, over all units and channels.", told: `A map of the ${z.length} by ${z[0].length} pixels of an image, in round ${rounds[at]}: how many connections each keeps to the first layer, at most ${Math.max(...all)}; ${unseen} pixels keep none.`,
+    caption: `${ofRun(state)}Round ${rounds[at]}: connections that each pixel keeps, over all units and channels.`, told: `A map of the ${z.length} by ${z[0].length} pixels of an image, in round ${rounds[at]}: how many connections each keeps to the first layer, at most ${Math.max(...all)}; ${unseen} pixels keep none.`,
     layout: { showlegend: false, xaxis: { constrain: "domain", showgrid: false }, yaxis: { autorange: "reversed", scaleanchor: "x", constrain: "domain", showgrid: false } },
     columns: ["row", ...z[0].map((_, column) => column)], rows: z.map((row, n) => [n, ...row]),
   };
@@ -422,7 +427,7 @@ function movementOf(state) {
     { hovertemplate: `<b>${escaped(name)}</b><br>%{x:.3~g}% kept: %{y:.3~g}<extra></extra>`, meta: "movement" }));
   const told = found.map(([name, points]) => `${name}: ${digits(scaled(points.at(-1)[at], scale), 3)} in round ${points.at(-1)[0]}`);
   return {
-    traces, told: `How far weights moved in training, ${state.measure}, against density. ${told.join("; ")}.`,
+    traces, caption: ofRun(state), told: `How far weights moved in training, ${state.measure}, against density. ${told.join("; ")}.`,
     layout: { xaxis: densityAxis(found.flatMap(([, points]) => points.map((point) => point[1]))), yaxis: { title: { text: state.measure }, rangemode: "tozero" } },
     columns: ["weights", "round", "kept", "mean |Δw|", "relative", "changed sign"], rows: found.flatMap(([name, points]) => points.map((point) => [name, point[0], percent(point[1]), ...point.slice(2)])),
   };
@@ -472,7 +477,12 @@ document.getElementById("download").addEventListener("click", () => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
-function print(on) { printing = on; showAll(); }
+function print(on) {
+  const configurations = document.querySelectorAll("#made details");
+  if (configurations.length === 1) configurations[0].open = on;
+  printing = on;
+  showAll();
+}
 addEventListener("beforeprint", () => print(true));
 addEventListener("afterprint", () => print(false));
 dark.addEventListener("change", () => { fillLegend(); showAll(); });
