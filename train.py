@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lt_lightning import environment, liveness, naming
-from lt_lightning.analysis import report
+from lt_lightning.analysis import page, report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.jobs import cluster, command, job
 from lt_lightning.loggers import log_curves
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, directory: str) -> None:
             if is_writer() and not ticket.plan.directory.is_scratch:
                 environment.note(directory, command(__file__))
         if is_writer() and (records := RunDirectory(directory).records).exists():
-            progress.done(records, report.draw(directory))
+            progress.done(records, page.write(directory, most_bytes=page.QUICK), report.draw(directory))
 
 
 def dense_directory(cfg: DictConfig, directory: str) -> Path | None:

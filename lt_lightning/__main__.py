@@ -1,4 +1,4 @@
-"""Look at a study from the command line: `python -m lt_lightning status DIR`, `summary DIR`, `analyse ANALYSIS RUN`."""
+"""Look at a study from the command line: `python -m lt_lightning status DIR`, `summary`, `report`, `analyse`."""
 
 import argparse
 import json
@@ -37,6 +37,15 @@ examples:
   python -m lt_lightning summary runs --metric early_stop_test_acc --output report
   python -m lt_lightning summary runs --json | jq '.unfinished'
 """
+_REPORT = """\
+Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks and
+weights of a run, or of all runs below DIR, which need not be done. Pictures for papers, which show the records alone,
+are --format png, pdf or svg; their fonts are embedded.
+
+examples:
+  python -m lt_lightning report runs/lenet/prune=iterative/seed=0
+  python -m lt_lightning report runs/lth_lenet_study --output paper --format html pdf
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
     two.add_argument("--json", action="store_true", help="for programs: the aggregated table, and unfinished runs")
     two.set_defaults(run=_summary)
+
+    three = commands.add_parser("report", help="one page of a run or a study", epilog=_REPORT, formatter_class=style)
+    three.add_argument("directory", metavar="DIR", help="a run, or where to look for runs")
+    kinds = ("html", "png", "pdf", "svg")
+    three.add_argument("--format", nargs="+", choices=kinds, default=["html"], help="html if left out")
+    three.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
+    three.set_defaults(run=_report)
 
     command.add(commands, style)
     commands.choices["analyse"].set_defaults(run=_analyse)
@@ -111,6 +127,25 @@ def _summary(given: argparse.Namespace) -> int:
         print(f"unfinished  {each}")
     for name in ("summary.csv", "summary.parquet", "aggregated.csv", picture.name):
         print(f"written     {output / name}")
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from lt_lightning.analysis import comparison, page, report, summary
+
+    rows, _ = summary.collect(given.directory)
+    if not rows:
+        raise ValueError(f"no run at or below {given.directory} has finished a round yet.")
+    own = {row["run"] for row in rows}
+    for kind in dict.fromkeys(given.format):
+        path = Path(given.output or given.directory, f"report.{kind}")
+        if kind == "html":
+            page.write(given.directory, path)
+        elif len(own) == 1:
+            report.draw(Path(given.directory, *own), path)
+        else:
+            comparison.draw(path, summary.aggregate(rows), report.metric(rows) or "early_stop_step")
+        print(f"written     {path}")
     return 0
 
 

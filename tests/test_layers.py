@@ -206,7 +206,7 @@ def test_public_names_are_all_there_and_others_are_not():
     assert fresh("from lt_lightning import lazy; print(lazy.__name__)") == "lt_lightning.lazy"
 
 
-@pytest.mark.parametrize("command", ["", "status", "summary", "analyse"])
+@pytest.mark.parametrize("command", ["", "status", "summary", "report", "analyse"])
 def test_the_commands_import_neither_torch_nor_lightning(command, tmp_path):
     program = (
         "import sys\nfrom lt_lightning.__main__ import main\n"

@@ -60,7 +60,7 @@ def collect(directory: str | os.PathLike[str]) -> tuple[list[Record], list[Unfin
     unfinished = []
     for run in runs.find(directory):
         experiment, method = names(run.path)
-        if Path(run.path).resolve().parts[-3:-2] == (_DENSE,):
+        if Path(run.path).resolve().parts[-3:-2] == (_DENSE,) and run.path != os.fspath(directory):
             continue
         about = {"experiment": experiment, "method": method, "run": os.path.relpath(run.path, directory)}
         own = _records(run)

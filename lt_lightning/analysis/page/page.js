@@ -241,7 +241,7 @@ function againstDensity(state) {
     if (!points.length) continue;
     const style = lineLook(line.label);
     const [x, mean, low, high] = [0, 1, 2, 3].map((at) => points.map((point) => scaled(point[at], at ? scale : 100)));
-    if (points.some((point) => point[2] !== point[3])) traces.push(band(line.label, x, low, high, style));
+    if (points.some((point) => point[2] !== point[3])) traces.unshift(band(line.label, x, low, high, style));
     const text = points.map((point) => (point[4] > 1 ? `<br>${digits(scaled(point[2], scale), 5)} to ${digits(scaled(point[3], scale), 5)}, ${point[4]} seeds` : ""));
     traces.push(trace(line.label, x, mean, style, {
       text, hovertemplate: `<b>${escaped(line.label)}</b><br>%{x:.3~g}% kept: %{y:.5~g}%{text}<extra></extra>`, meta: "line",
@@ -402,7 +402,7 @@ function overlapOf(state) {
     const style = look(n, n, n);
     const x = line.points.map((point) => 100 * point[1]);
     const [mean, low, high, chance] = [2, 3, 4, 5].map((at) => line.points.map((point) => point[at]));
-    if (line.points.some((point) => point[3] !== point[4])) traces.push(band(line.kind, x, low, high, style));
+    if (line.points.some((point) => point[3] !== point[4])) traces.unshift(band(line.kind, x, low, high, style));
     const text = line.points.map((point) => `<br>by chance ${digits(point[5], 3)}${point[6] > 1 ? `; mean of ${point[6]} pairs` : ""}`);
     traces.push(trace(line.kind, x, mean, style, { text, hovertemplate: `<b>${escaped(line.kind)}</b><br>%{x:.3~g}% kept: %{y:.3f}%{text}<extra></extra>`, meta: "overlap" }));
     traces.push(trace(line.kind, x, chance, style, { mode: "lines", line: { color: style.colour, dash: "dot", width: 1.2 }, hoverinfo: "skip", showlegend: false, meta: "chance" }));
