@@ -38,8 +38,8 @@ examples:
   python -m lt_lightning summary runs --json | jq '.unfinished'
 """
 _REPORT = """\
-Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks and
-weights of a run, or of all runs below DIR, which need not be done. Pictures for papers, which show the records alone,
+Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks
+and weights of a run, or of all runs below DIR, which need not be done. Pictures for papers, which show the records alone,
 are --format png, pdf or svg; their fonts are embedded.
 
 examples:

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from studies import SMALL, make_run, make_study
 from lt_lightning import runs
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import contents, fits, layers, movement, page, summary
-from lt_lightning.records import read_records, write_records
+from lt_lightning.records import COLUMNS, read_records, write_records
 
 PARTS = Path(page.__file__).parent
 
@@ -145,9 +146,9 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
 def test_large_masks_and_weights_are_left_to_the_command(study):
     found = contents.gather(study, most_bytes=1000)
     assert found["layers"] == found["movement"] == {}
-    assert found["notes"] == [
-        "Masks and weights are left out, since their files hold 2 MB: `python -m lt_lightning report DIR` looks at them."
-    ]
+    (note,) = found["notes"]
+    told = "Masks and weights are left out, since their files hold 2 MB"
+    assert note == f"{told}: `python -m lt_lightning report DIR` looks at them."
 
 
 def test_a_round_0_that_was_not_trained_is_no_reference(tmp_path):
@@ -198,11 +199,13 @@ def test_the_same_run_gives_the_same_bytes(study, tmp_path):
 
 
 def test_names_cannot_end_the_script_or_become_tags(tmp_path):
-    run = make_run(tmp_path / "</script><img src=x>" / "seed=0", 0, 1, points=5)
+    run = make_run(tmp_path / "<img src=x>" / "seed=0", 0, 1, points=5)
+    write_records(run / "records.csv", [row | {"</script>": 1.0} for row in read_records(run / "records.csv")])
     text = page.write(run).read_text()
     assert "<img" not in text
     assert text.count("</script>") == 3
-    assert "</script><img src=x>" in data_of(text)["curves"]["lines"][0][0]
+    assert "</script>" in data_of(text)["metrics"]
+    assert "<img src=x>" in data_of(text)["curves"]["lines"][0][0]
 
 
 def test_the_page_tells_how_it_was_made(study, tmp_path):
@@ -271,7 +274,8 @@ def opened(tab, large):
 def traces(tab, chart, kind):
     """Name, number of points and visibility of the traces of a kind, of the chart under a heading."""
     found = tab.run(
-        f"charts.find((c) => c.heading === {json.dumps(chart)}).drawing.data.filter((t) => t.meta === {json.dumps(kind)})"
+        f"charts.find((c) => c.heading === {json.dumps(chart)})"
+        f".drawing.data.filter((t) => t.meta === {json.dumps(kind)})"
         ".map((t) => [t.name, t.x.filter((x, n) => t.y[n] !== null).length, t.visible])"
     )
     return [tuple(each) for each in found]
@@ -288,7 +292,7 @@ def test_a_large_study_is_small_and_opens_at_once(tab, large, record_property):
         seconds.append(time.monotonic() - start)
     told = " ".join(f"{each:.2f}" for each in seconds)
     record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds")
-    assert min(seconds) < 1.0 or min(seconds) < 5.0 and pytest.skip(f"the machine is busy: {told} seconds")
+    assert min(seconds) < 5.0  # under 1 on a machine that does nothing else
 
 
 @browsing
@@ -304,9 +308,7 @@ def test_every_chart_has_as_many_points_as_the_records_say(opened, large):
         assert len(traces(opened, chart, "band")) == 3
         assert traces(opened, chart, "dense") == [("dense", 2, True)]
     curves = traces(opened, "By step, with the dense round", "curve")
-    assert curves == [(n, 150, True) for n in ["dense"] * 3 + ["ticket", "random_mask", "reinit"] * 3] or sorted(
-        curves
-    ) == sorted([(n, 150, True) for n in ("dense", "ticket", "random_mask", "reinit") for _ in range(3)])
+    assert sorted(curves) == [(n, 150, True) for n in ("dense", "random_mask", "reinit", "ticket") for _ in range(3)]
     assert [count for _, count, _ in traces(opened, "Density of layers", "layer")] == [21, 21, 21]
     assert [count for _, count, _ in traces(opened, "What masks have in common", "overlap")] == [20, 20, 20]
     assert {n: c for n, c, _ in traces(opened, "How far weights moved", "movement")} == {
@@ -416,7 +418,7 @@ def test_focus_is_seen_and_everything_has_a_name(opened):
     )
     levels = opened.run("[...document.querySelectorAll('h1, h2, h3')].map((h) => Number(h.tagName[1]))")
     assert levels[0] == 1 == levels.count(1)
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in pairwise(levels))
 
 
 @browsing
@@ -504,8 +506,7 @@ def test_methods_differ_by_colour_and_runs_can_be_chosen(tab, tmp_path):
 def test_a_run_of_one_round_without_curves_or_metrics(tab, tmp_path):
     run = make_run(tmp_path / "seed=0", 0, 0, points=1)
     (run / "round-00" / "metrics.csv").unlink()
-    rows = [{key: row[key] for key in ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")} for row in
-            read_records(run / "records.csv")]  # fmt: skip
+    rows = [{key: row[key] for key in COLUMNS} for row in read_records(run / "records.csv")]
     write_records(run / "records.csv", [row | {"early_stop_step": None} for row in rows])
     tab.open(page.write(run))
     assert tab.complaints() == []
