@@ -39,8 +39,8 @@ examples:
 """
 _REPORT = """\
 Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks
-and weights of a run, or of all runs below DIR, which need not be done. Pictures for papers, which show the records alone,
-are --format png, pdf or svg; their fonts are embedded.
+and weights of a run, or of all runs below DIR, which need not be done. The formats png, pdf and svg are pictures for
+papers, of the records alone; their fonts are embedded.
 
 examples:
   python -m lt_lightning report runs/lenet/prune=iterative/seed=0

@@ -78,6 +78,10 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def worked(self):
+        """Seconds that the processor has spent on the page."""
+        return next(m["value"] for m in self.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+
     def key(self, name, code=None):
         """Press and release a key."""
         texts = {"Enter": "\r", " ": " "}

@@ -287,12 +287,12 @@ def test_a_large_study_is_small_and_opens_at_once(tab, large, record_property):
     assert size < 3e6
     seconds = []
     for _ in range(4):
-        start = time.monotonic()
+        start, worked = time.monotonic(), tab.worked()
         tab.open(large[1])
-        seconds.append(time.monotonic() - start)
-    told = " ".join(f"{each:.2f}" for each in seconds)
-    record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds")
-    assert min(seconds) < 5.0  # under 1 on a machine that does nothing else
+        seconds.append((time.monotonic() - start, tab.worked() - worked))
+    told = ", ".join(f"{whole:.2f} ({worked:.2f})" for whole, worked in seconds)
+    record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds (of the processor)")
+    assert min(worked for _, worked in seconds) < 1.5  # well under 1 where the processor does nothing else
 
 
 @browsing
@@ -349,7 +349,7 @@ def test_hovering_tells_the_point(opened):
     )
     opened.move(x - 30, y)
     opened.move(x, y)
-    opened.wait("document.querySelector('#chart-0 .hoverlayer .hovertext')")
+    opened.wait("document.querySelector('#chart-0 .hoverlayer .hovertext') !== null")
     told = opened.run("document.querySelector('#chart-0 .hoverlayer').textContent")
     assert re.search(r"(ticket|reinit|random_mask)[\d.]+% kept: [\d.]+", told)
 
@@ -380,7 +380,8 @@ def test_zoom_and_reset(opened):
     for (a, b), (c, d) in zip(before, inside, strict=True):
         assert abs(d - c) == pytest.approx(0.6 * abs(b - a))
     opened.run("document.querySelector('[aria-label=\"Reset zoom: Accuracy\"]').click()")
-    assert opened.run(ranges) == pytest.approx(before)
+    for one, other in zip(opened.run(ranges), before, strict=True):
+        assert one == pytest.approx(other)
 
 
 @browsing
@@ -495,10 +496,13 @@ def test_methods_differ_by_colour_and_runs_can_be_chosen(tab, tmp_path):
     )
     assert len(found) == 4
     assert [found[0][1] == found[1][1], found[0][1] == found[2][1], found[0][2] == found[2][2]] == [True, False, True]
-    tab.run(
-        "{ const s = document.querySelector('#inside-controls select'); s.selectedIndex = 1; s.dispatchEvent(new Event('change')); }"
-    )
-    assert tab.run("document.querySelector('#inside-charts figcaption').textContent") == "prune=iterative,lr=1/seed=0. "
+    told = "document.querySelector('#inside-charts figcaption').textContent"
+    for name in ("prune=iterative/seed=0", "prune=iterative,lr=1/seed=0"):
+        tab.run(
+            "{ const list = document.querySelector('#inside-controls select');"
+            f" list.value = {json.dumps(name)}; list.dispatchEvent(new Event('change')); }}"
+        )
+        assert tab.run(told) == f"{name}. "
     assert tab.complaints() == []
 
 
