@@ -26,7 +26,7 @@ class Page:
         self.events = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
             self.send(f"{domain}.enable")
         self.send(
             "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1
@@ -80,7 +80,7 @@ class Page:
 
     def worked(self):
         """Seconds that the processor has spent on the page."""
-        return next(m["value"] for m in self.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+        return next(m["value"] for m in self.send("Performance.getMetrics")["metrics"] if m["name"] == "ThreadTime")
 
     def key(self, name, code=None):
         """Press and release a key."""

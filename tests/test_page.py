@@ -287,12 +287,12 @@ def test_a_large_study_is_small_and_opens_at_once(tab, large, record_property):
     assert size < 3e6
     seconds = []
     for _ in range(4):
-        start, worked = time.monotonic(), tab.worked()
+        start = time.monotonic()
         tab.open(large[1])
-        seconds.append((time.monotonic() - start, tab.worked() - worked))
+        seconds.append((time.monotonic() - start, tab.worked()))
     told = ", ".join(f"{whole:.2f} ({worked:.2f})" for whole, worked in seconds)
     record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds (of the processor)")
-    assert min(worked for _, worked in seconds) < 1.5  # well under 1 where the processor does nothing else
+    assert 0 < max(worked for _, worked in seconds) < 1.5  # half of that where nothing else keeps the processor busy
 
 
 @browsing
