@@ -217,6 +217,8 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
         assert not any(info.external_attr >> 16 & 0o170000 == 0o120000 for info in archive.infolist()), "a link"
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lt_lightning").rglob("*.py")}
     data = {"lt_lightning/py.typed", "lt_lightning/data/digits.npz", "lt_lightning/conf/__init__.py"}
+    parts = (ROOT / "lt_lightning" / "analysis" / "page").glob("*[!y]")  # of report.html
+    data |= {path.relative_to(ROOT).as_posix() for path in parts if path.is_file()}
     assert names == modules | data | {f"lt_lightning/conf/{name}" for name in configs()}
     with tarfile.open(source) as archive:
         kept = {member.name.split("/", 1)[1] for member in archive if member.isfile()}

@@ -11,6 +11,7 @@ from tiny import STEPS_PER_EPOCH, Tiny, loaders
 from torch import nn
 
 from lt_lightning import lottery
+from lt_lightning.analysis import page
 from lt_lightning.analysis.report import draw
 from lt_lightning.controls import _OURS
 from lt_lightning.prunable import find_prunable
@@ -43,6 +44,7 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
     for name, mask in names["ticket"].masks.items():
         assert not names["model"].get_parameter(name)[~mask].any()
     assert draw("runs/mine").exists()
+    assert page.write("runs/mine").exists()
     exec(re.sub(r"^(lottery\(.*\))$", r"next(\1)", extend, flags=re.MULTILINE), names)
     assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()
     with pytest.raises(RuntimeError, match="round-00 was not trained"):  # its body is left out
