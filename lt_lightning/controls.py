@@ -58,7 +58,7 @@ def reinit(ticket: Ingredients) -> Ingredients:
 def random_mask(ticket: Ingredients) -> Ingredients:
     """Other masks: as many weights kept in each layer, at random places, from the ticket's own starting weights.
 
-    Source: Frankle & Carbin 2019 (arXiv 1803.03635), appendix E, "random sparsity"; "shuffle within each layer" in
+    Source: Frankle & Carbin 2019 (arXiv 1803.03635), appendix E, "random sparsity"; shuffling within layers in
     Frankle et al. 2021 (2009.08576), section 5.
 
     Example:
@@ -95,7 +95,7 @@ def random_mask_globally(ticket: Ingredients) -> Ingredients:
 def signed_constant(ticket: Ingredients) -> Ingredients:
     """Other weights: of the ticket's the signs alone, times the standard deviation of their layer at step 0.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "constant, same sign".
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3; `signed_constant` in its code.
     """
     return replace(ticket, change=changes.signed_constant)
 
@@ -103,7 +103,7 @@ def signed_constant(ticket: Ingredients) -> Ingredients:
 def kept_signs(ticket: Ingredients) -> Ingredients:
     """Other weights: of the ticket's the signs alone, with magnitudes of their layer at step 0, shuffled.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reinit, same sign"; see `rewinds.keep_signs`.
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3; see `rewinds.keep_signs`.
     """
     return replace(ticket, change=changes.kept_signs)
 
@@ -111,7 +111,7 @@ def kept_signs(ticket: Ingredients) -> Ingredients:
 def shuffled_weights(ticket: Ingredients) -> Ingredients:
     """Other weights: the kept ones of each layer at each other's places.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reshuffle".
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3; `random_reshuffle` in its code.
     """
     return replace(ticket, change=changes.shuffled)
 

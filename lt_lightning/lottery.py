@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -193,8 +193,13 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
         mend_config(plan)
         claim(plan.directory.config, plan.config)
         set_aside_damaged(plan)
-    if shared is not None and broadcast(sharing.is_possible(shared) and not _has_begun(plan)):
+    if shared is not None and broadcast(_needs(plan, shared)):
         yield from _share_dense(plan, model, shared)
+    if is_writer() and (lacking := sharing.lacks_points(plan)):
+        rank_zero_warn(
+            f"round 0 was trained before points={[str(step) for step in lacking]} were asked for, and has not saved "
+            "them. With dense_directory it would be trained up to them; without, choose another directory."
+        )
     for round in range(plan.rounds + 1):
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
@@ -210,10 +215,9 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
     leave()
 
 
-def _has_begun(plan: Plan) -> bool:
-    """Whether round 0 is done, or can be continued."""
-    files = plan.directory.arm(0)
-    return files.done.exists() or files.last.exists()
+def _needs(plan: Plan, shared: Plan) -> bool:
+    """Whether a run needs something of the round 0 that it shares."""
+    return sharing.is_possible(shared) and (not sharing.has_begun(plan) or bool(sharing.lacks_points(plan)))
 
 
 def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
@@ -221,7 +225,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
     naps = sharing.naps()
     while True:
         with ExitStack() as stack:
-            todo = broadcast(_begin(shared, stack))
+            todo = broadcast(_begin(plan, shared, stack))
             if todo is None:
                 break
             if todo != sharing.WAIT:
@@ -248,9 +252,9 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
     wait()
 
 
-def _begin(shared: Plan, stack: ExitStack) -> sharing.Todo:
+def _begin(plan: Plan, shared: Plan, stack: ExitStack) -> sharing.Todo:
     """What is missing of a shared round; if this process can make it, it is at work there until the stack ends."""
-    todo = sharing.missing(shared)
+    todo = sharing.missing(plan, shared)
     if todo is None or not is_writer():
         return todo
     if sharing.is_in_use_elsewhere(shared):
@@ -260,7 +264,7 @@ def _begin(shared: Plan, stack: ExitStack) -> sharing.Todo:
     except lock.InUseError:
         return sharing.WAIT
     sharing.make_ready(shared)
-    return sharing.missing(shared)  # another process may have made it just now
+    return sharing.missing(plan, shared)  # another process may have made it just now
 
 
 def once(plan: Plan, model: Model, arm: str, ingredients: Ingredients) -> Iterator[Ticket]:

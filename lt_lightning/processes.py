@@ -24,6 +24,8 @@ _PATIENCE = timedelta(minutes=30)
 _said: Counter[str] = Counter()
 """How often something was said through the store."""
 
+os.register_at_fork(after_in_child=_said.clear)
+
 
 def is_writer() -> bool:
     """Whether this process is the one that writes; known before the first fit starts the process group."""
@@ -95,7 +97,7 @@ def end_at_exit() -> None:
 
 def end() -> None:
     """End the process group and forget the store, if there are any: this process goes on alone, or with others."""
-    _store.cache_clear()
+    _store_of.cache_clear()
     _said.clear()
     if _distributed():
         torch.distributed.destroy_process_group()
@@ -105,10 +107,15 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-@cache
 def _store() -> Store | None:
+    return _store_of(os.getpid())
+
+
+@cache
+def _store_of(process: int) -> Store | None:
     """Where processes that were started side by side leave word; None if this one was not.
 
+    A forked child has one of its own: it may have another place than its parent, and must not end its parent's.
     It has the address of the process group that Lightning makes later, and shares its server (`multi_tenant`).
     """
     rank, world_size = _place()

@@ -117,7 +117,7 @@ def redraw(point: State, trained: State) -> None:
 def signed_constant(point: State, trained: State) -> Changed:
     """The rewind point, and of its weights the signs alone: sign times the layer's standard deviation at step 0.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "constant, same sign".
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3; `signed_constant` in its code.
 
     Example:
         >>> signed_constant({"state_dict": "early"}, {"state_dict": "late"}).change.__name__
@@ -132,7 +132,7 @@ def keep_signs(point: State, trained: State) -> Changed:
     As in the code of the paper (github.com/uber-research/deconstructing-lottery-tickets, `signed_reinit`), magnitudes
     are drawn anew from those that the layer has, so that no initialization has to be known.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reinit, same sign".
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3.
     """
     return Changed(changes.kept_signs)
 
@@ -140,8 +140,8 @@ def keep_signs(point: State, trained: State) -> Changed:
 def shuffle_weights(point: State, trained: State) -> Changed:
     """The rewind point, and in each layer the kept weights at each other's places.
 
-    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, "reshuffle"; Frankle, Schwab & Morcos 2020 (2002.10365),
-    section 5, at an early step.
+    Source: Zhou et al. 2019 (arXiv 1905.01067), section 3, `random_reshuffle` in its code; at an early step Frankle,
+    Schwab & Morcos 2020 (2002.10365), section 5.
     """
     return Changed(changes.shuffled)
 

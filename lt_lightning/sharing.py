@@ -114,17 +114,32 @@ def is_in_use_elsewhere(shared: Plan) -> bool:
     return state is not None and state.get("host") != socket.gethostname() and liveness.is_active(state)
 
 
-def missing(shared: Plan) -> Todo:
-    """What of a shared dense round is not there, or damaged: the round itself, or the first point that is missing."""
+def missing(plan: Plan, shared: Plan) -> Todo:
+    """What a run needs of a shared dense round and is not there, or damaged: the round itself, or its first point."""
+    if not has_begun(plan) and not _is_whole(shared):
+        return DENSE
+    own = [step for step in shared.points if not points.path_of(plan.directory, step).exists()]
+    absent = [step for step in own if not points.path_of(shared.directory, step).exists()]
+    return absent[0] if absent else None
+
+
+def has_begun(plan: Plan) -> bool:
+    """Whether a run's own round 0 is done, or can be continued."""
+    files = plan.directory.arm(0)
+    return files.done.exists() or files.last.exists()
+
+
+def lacks_points(plan: Plan) -> list[RewindStep]:
+    """The further points that round 0 has not saved, as it was trained before they were asked for."""
+    done = plan.directory.arm(0).done.exists()
+    return [step for step in plan.points if step.count and done and not points.path_of(plan.directory, step).exists()]
+
+
+def _is_whole(shared: Plan) -> bool:
     files = shared.directory.arm(0)
     needed = (files.done, files.last, files.final)
-    if not all(path.exists() for path in needed):
-        return DENSE
     there = [*needed, files.curves, files.early_stop, *shared.directory.point(0).parent.glob("step-*.ckpt")]
-    if not all(is_whole(path) for path in there if path.exists()):
-        return DENSE
-    absent = [step for step in shared.points if not points.path_of(shared.directory, step).exists()]
-    return absent[0] if absent else None
+    return all(path.exists() for path in needed) and all(is_whole(path) for path in there if path.exists())
 
 
 def make_ready(shared: Plan) -> None:
@@ -154,13 +169,20 @@ def keep_point(shared: Plan, step: RewindStep, made: Plan) -> None:
 
 
 def adopt(plan: Plan, shared: Plan) -> None:
-    """Take over a dense round, so that the run's own goes on from its end; `last.ckpt`, which tells so, comes last."""
+    """Take over a dense round, so that the run's own goes on from its end; `last.ckpt`, which tells so, comes last.
+
+    A run that has one of its own takes the points that it lacks.
+    """
+    begun = has_begun(plan)
     for step in (RewindStep(0), *shared.points):
         source, name = points.path_of(shared.directory, step), points.path_of(plan.directory, step)
         path = name.with_name(source.resolve().name)
-        take_copy(source.resolve(), path)
-        if name != path:
-            link(path, name)
+        if not begun or not name.exists():
+            take_copy(source.resolve(), path)
+            if name != path:
+                link(path, name)
+    if begun:
+        return
     plan.directory.link_rewind_point(points.path_of(plan.directory, plan.rewind_step).resolve())
     theirs, ours = shared.directory.arm(0), plan.directory.arm(0)
     write_text(ours.origin, f"{os.path.relpath(shared.directory.path, ours.path)}\n")

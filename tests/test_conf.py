@@ -148,7 +148,7 @@ def test_the_deep_networks_have_their_papers_rates(experiment):
     )  # fmt: skip
     renda = experiment.startswith("renda")
     assert (cfg.model.optimizer.momentum, cfg.model.optimizer.weight_decay) == (0.9, 2e-4 if renda else 1e-4)
-    assert cfg.model.optimizer.get("nesterov", False) == renda
+    assert "nesterov" not in cfg.model.optimizer
     assert cfg.data.augment._target_ == "lt_lightning.data.flip_crop"
     glorot = cfg.model.network.get("initialize", {}).get("_target_") == "lt_lightning.models.glorot_normal"
     assert glorot == experiment.startswith("lth")
@@ -252,10 +252,17 @@ def test_a_control_with_a_value_is_configured_by_its_text_or_its_target(controls
     assert (tmp_path / "fast_dev_run" / "round-01" / "noise_0.5" / "final.ckpt").exists()
 
 
-def test_a_density_is_short_for_a_one_shot_schedule():
+def test_a_density_is_short_for_a_one_shot_schedule(tmp_path):
     cfg = composed("prune=one_shot", "prune.density=0.05")
-    assert instantiate(cfg.prune.schedule)(1) == 0.05
-    assert instantiate(composed("prune=one_shot", "prune.schedule.density=0.02").prune.schedule)(1) == 0.02
+    next(instantiate(cfg.prune)(Tiny, directory=tmp_path, seed=0))
+    plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["lottery"]
+    assert plan["schedule"] == {"function": "lt_lightning.schedules._explicit", "densities": [0.05]}
     assert run_directory("default", "one_shot", cfg.hydra.overrides.task, 0) == (
         "default/prune=one_shot,prune.density=0.05/seed=0"
     )
+
+
+def test_a_density_beside_a_schedule_is_refused(tmp_path):
+    cfg = composed("experiment=lth_lenet_mnist", "prune=one_shot", "prune/schedule=geometric")
+    with pytest.raises(ValueError, match=r"schedule and density=0.1 are both given.*prune.schedule=null"):
+        instantiate(cfg.prune)(Tiny, directory=tmp_path, seed=0)

@@ -215,7 +215,8 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert not any(info.external_attr >> 16 & 0o170000 == 0o120000 for info in archive.infolist()), "a link"
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lt_lightning").rglob("*.py")}
+    packages = ("lt_lightning", "hydra_plugins")
+    modules = {path.relative_to(ROOT).as_posix() for name in packages for path in (ROOT / name).rglob("*.py")}
     data = {"lt_lightning/py.typed", "lt_lightning/data/digits.npz", "lt_lightning/conf/__init__.py"}
     parts = (ROOT / "lt_lightning" / "analysis" / "page").glob("*[!y]")  # of report.html
     data |= {path.relative_to(ROOT).as_posix() for path in parts if path.is_file()}

@@ -138,6 +138,24 @@ def test_all_points_of_a_study_come_from_one_training(tmp_path):
     assert names == {"step-0.ckpt", "step-3.ckpt", "step-7.ckpt", "step-10.ckpt", "epoch-2.ckpt"}
 
 
+def test_a_run_that_asks_for_more_points_later_gets_them(tmp_path):
+    counted = tmp_path / "counted"
+    watch = {"make_callbacks": lambda: [Counted(counted)]}
+    play(tmp_path / "alone", config=CONFIG, points=[7, "1 epoch"])
+    play(tmp_path / "a", config=CONFIG)
+    share(tmp_path, "a", points=[7, "1 epoch"], **watch)
+    assert counted.read_text().split() == [*map(str, range(1, 8)), *map(str, range(1, 6))]
+    for name in ("step-7.ckpt", "epoch-1.ckpt"):
+        made, wanted = (checkpoint(tmp_path / run / "points" / name) for run in ("a", "alone"))
+        assert differences(made, wanted) == []
+
+
+def test_a_run_that_asks_for_more_points_later_is_told_if_it_cannot_get_them(tmp_path):
+    play(tmp_path, rounds=0)
+    with pytest.warns(UserWarning, match=r"round 0 was trained before points=\['7 steps'\] were asked for"):
+        play(tmp_path, rounds=0, points=[7])
+
+
 def test_further_points_are_saved_without_sharing_too(tmp_path):
     play(tmp_path, points=["3 steps", "1 epoch"], rounds=0)
     points = {path.name: Checkpoint(path)["global_step"] for path in (tmp_path / "points").iterdir()}

@@ -208,7 +208,6 @@ def _layers(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findi
 def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findings]:
     from lt_lightning.analysis import copies, instability, recipe
 
-    _quiet()
     rows: list[dict[str, Any]] = []
     settings = [(round, step) for round in given.round for step in given.step]
     recipes = {each.path: recipe.of_run(each.path, given.set) for each in found}
@@ -218,7 +217,7 @@ def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[
     for each, folder, name in _apart(found, given):
         measure = partial(instability.measure, each.path, recipes[each.path], orders=given.orders, places=given.places)
         for round, step in settings:
-            with _goes_on():
+            with _goes_on(), _quiet():
                 measured = measure(round=round, step=step, output=folder / "instability", tell=partial(_tell, name))
             rows += [{"run": name, **row} for row in measured]
     barriers, folder = instability.summarize(rows), _together(found, given)
@@ -239,15 +238,24 @@ def _goes_on() -> Iterator[None]:
         raise
 
 
-def _quiet() -> None:
-    """Say what `train.py` says, and no more."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Say what `train.py` says, and no more, while a block runs."""
     import logging
     import warnings
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
-    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on a cluster's login node
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # on a cluster's login node
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def _tell(run: str, text: str) -> None:
