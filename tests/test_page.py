@@ -131,14 +131,17 @@ def test_movement_is_that_of_the_analysis(study, gathered):
             assert point == pytest.approx(wanted, rel=6e-4)
 
 
-def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_cannot_be_read_is_left_out_and_said(tmp_path, is_there):
     run = make_run(tmp_path / "seed=0", 0, 2, points=5)
     (run / "round-01" / "final.ckpt").unlink()
+    if is_there:
+        (run / "round-01" / "final.ckpt").write_bytes(b"nothing that torch.load reads")
     (run / "round-02" / "metrics.csv").unlink()
     found = contents.gather(run)
     (note,) = found["notes"]
     assert note.startswith(f"Left out: {found['runs'][0]['name']}: the movement of weights. ")
-    assert "final.ckpt" in note
+    assert ("UnpicklingError" if is_there else "FileNotFoundError") in note
     assert len(found["layers"]) == 1
     assert len(found["curves"]["lines"]) == 2 * 3
 

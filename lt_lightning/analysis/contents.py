@@ -322,8 +322,8 @@ def _left_out(page: _Page, what: str) -> Iterator[None]:
     """Say that a part is missing, and why, if it cannot be read: a file was removed or damaged, or models differ."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        page.notes.append(f"Left out: {what}. {error}")
+    except Exception as error:  # whatever a reader makes of a damaged file: a run must not fail by its report
+        page.notes.append(f"Left out: {what}. {type(error).__name__}: {error}")
 
 
 def _size(run: runs.Run) -> int:
