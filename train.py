@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lt_lightning import liveness, naming
-from lt_lightning.analysis import report
+from lt_lightning import environment, liveness, naming
+from lt_lightning.analysis import page, report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.jobs import cluster, command, job
 from lt_lightning.loggers import log_curves
@@ -78,8 +78,10 @@ def train(cfg: DictConfig, directory: str) -> None:
             trainer.test(ticket.model, data, ckpt_path=ticket.early_stop_path, verbose=False)
             loggers.finish(ticket)
             progress.row(ticket)
+            if is_writer() and not ticket.plan.directory.is_scratch:
+                environment.note(directory, command(__file__))
         if is_writer() and (records := RunDirectory(directory).records).exists():
-            progress.done(records, report.draw(directory))
+            progress.done(records, page.write(directory, most_bytes=page.QUICK), report.draw(directory))
 
 
 def dense_directory(cfg: DictConfig, directory: str) -> Path | None:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
         small_init_small_final,
     )
     from lt_lightning.early_bird import EarlyBird, settled
-    from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.export import to_onnx, to_torch_prune
+    from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density

@@ -1,8 +1,7 @@
-"""The command line: what `python -m lt_lightning status`, `summary`, `analyse` and `ticket` do."""
+"""The command line: what `python -m lt_lightning status`, `summary`, `report`, `analyse` and `ticket` do."""
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from lt_lightning import status, ticket_command
 from lt_lightning.analysis import command
+from lt_lightning.records import finite
 
 _STATUS = """\
 States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing
@@ -36,6 +36,15 @@ examples:
   python -m lt_lightning summary runs/lth_lenet_study
   python -m lt_lightning summary runs --metric early_stop_test_acc --output report
   python -m lt_lightning summary runs --json | jq '.unfinished'
+"""
+_REPORT = """\
+Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks
+and weights of a run, or of all runs below DIR, which need not be done. The formats png, pdf and svg are pictures for
+papers, of the records alone; their fonts are embedded.
+
+examples:
+  python -m lt_lightning report runs/lenet/prune=iterative/seed=0
+  python -m lt_lightning report runs/lth_lenet_study --output paper --format html pdf
 """
 
 
@@ -64,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
     two.add_argument("--json", action="store_true", help="for programs: the aggregated table, and unfinished runs")
     two.set_defaults(run=_summary)
+
+    three = commands.add_parser("report", help="one page of a run or a study", epilog=_REPORT, formatter_class=style)
+    three.add_argument("directory", metavar="DIR", help="a run, or where to look for runs")
+    kinds = ("html", "png", "pdf", "svg")
+    three.add_argument("--format", nargs="+", choices=kinds, default=["html"], help="html if left out")
+    three.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
+    three.set_defaults(run=_report)
 
     command.add(commands, style)
     commands.choices["analyse"].set_defaults(run=_analyse)
@@ -116,6 +132,25 @@ def _summary(given: argparse.Namespace) -> int:
     return 0
 
 
+def _report(given: argparse.Namespace) -> int:
+    from lt_lightning.analysis import comparison, page, report, summary
+
+    rows, _ = summary.collect(given.directory)
+    if not rows:
+        raise ValueError(f"no run at or below {given.directory} has finished a round yet.")
+    own = {row["run"] for row in rows}
+    for kind in dict.fromkeys(given.format):
+        path = Path(given.output or given.directory, f"report.{kind}")
+        if kind == "html":
+            page.write(given.directory, path)
+        elif len(own) == 1:
+            report.draw(Path(given.directory, *own), path)
+        else:
+            comparison.draw(path, summary.aggregate(rows), report.metric(rows) or "early_stop_step")
+        print(f"written     {path}")
+    return 0
+
+
 def _analyse(given: argparse.Namespace) -> int:
     found, text = command.run(given)
     print(_json(found) if given.json else text)
@@ -129,16 +164,7 @@ def _ticket(given: argparse.Namespace) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_finite(value), indent=1)
-
-
-def _finite(value: Any) -> Any:
-    """Without NaN and infinities, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value), indent=1)
 
 
 if __name__ == "__main__":

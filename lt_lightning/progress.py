@@ -69,9 +69,9 @@ class Progress:
         self._bars.refresh()
         self._print(line(ticket.record))
 
-    def done(self, records: str | os.PathLike[str], report: str | os.PathLike[str]) -> None:
+    def done(self, records: str | os.PathLike[str], *reports: str | os.PathLike[str]) -> None:
         """Say where the results lie."""
-        self._print(f"\nrecords  {Path(records)}\nreport   {Path(report)}")
+        self._print("\n".join([f"\nrecords  {Path(records)}", *(f"report   {Path(each)}" for each in reports)]))
 
     def __enter__(self) -> Self:
         earlier = self.run.finished()

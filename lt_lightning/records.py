@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     {'val/acc': 0.5}
     """
     return {name: float(value) for name, value in metrics.items()}
+
+
+def finite(value: Any) -> Any:
+    """A value without NaN and infinities, which JSON does not know.
+
+    >>> finite({"mean": float("nan"), "all": [1.0, float("inf")]})
+    {'mean': None, 'all': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(text: str) -> Any:

@@ -54,6 +54,7 @@ SIDE = {"models": 2, "data": 2}
 TOP = (
     "naming",
     "wording",
+    "environment",
     "runs",
     "progress",
     "jobs",
@@ -213,7 +214,7 @@ def test_public_names_are_all_there_and_others_are_not():
     assert fresh("from lt_lightning import lazy; print(lazy.__name__)") == "lt_lightning.lazy"
 
 
-@pytest.mark.parametrize("command", ["", "status", "summary", "analyse", "ticket"])
+@pytest.mark.parametrize("command", ["", "status", "summary", "report", "analyse", "ticket"])
 def test_the_commands_import_neither_torch_nor_lightning(command, tmp_path):
     program = (
         "import sys\nfrom lt_lightning.__main__ import main\n"

@@ -218,6 +218,8 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     packages = ("lt_lightning", "hydra_plugins")
     modules = {path.relative_to(ROOT).as_posix() for name in packages for path in (ROOT / name).rglob("*.py")}
     data = {"lt_lightning/py.typed", "lt_lightning/data/digits.npz", "lt_lightning/conf/__init__.py"}
+    parts = ("README.md", "page.css", "page.html", "page.js", "plotly-LICENSE", "plotly-cartesian.min.js")
+    data |= {f"lt_lightning/analysis/page/{name}" for name in parts}
     assert names == modules | data | {f"lt_lightning/conf/{name}" for name in configs()}
     with tarfile.open(source) as archive:
         kept = {member.name.split("/", 1)[1] for member in archive if member.isfile()}

@@ -82,7 +82,7 @@ def test_table_grows_by_a_row_per_round(tmp_path: Path) -> None:
         shown.row(make_ticket(0, **{"test/acc": 0.98125, "val/acc": 0.9, "early_stop_step": 700}))
         shown.row(make_ticket(1, **{"test/acc": None, "val/acc": 0.9}))
         shown.row(make_ticket(1, "reinit"))
-        shown.done(tmp_path / "records.csv", tmp_path / "report.png")
+        shown.done(tmp_path / "records.csv", tmp_path / "report.html", tmp_path / "report.png")
 
     assert printed(console) == [
         HEADER,
@@ -91,6 +91,7 @@ def test_table_grows_by_a_row_per_round(tmp_path: Path) -> None:
         "    1  reinit              80%         -           -       1.2",
         "",
         f"records  {tmp_path}/records.csv",
+        f"report   {tmp_path}/report.html",
         f"report   {tmp_path}/report.png",
     ]
 

@@ -11,6 +11,7 @@ from tiny import STEPS_PER_EPOCH, Tiny, loaders
 from torch import nn
 
 from lt_lightning import lottery
+from lt_lightning.analysis import page
 from lt_lightning.analysis.report import draw
 from lt_lightning.controls import _OURS
 from lt_lightning.prunable import find_prunable
@@ -45,6 +46,7 @@ def test_the_code_runs_as_written(tmp_path, monkeypatch):
         assert names["fresh"].get_buffer(f"{name}_mask").bool().equal(mask)
     assert names["ticket"].metrics["test/acc"] == rows[3]["test/acc"]
     assert draw("runs/mine").exists()
+    assert page.write("runs/mine").exists()
     exec(re.sub(r"^(lottery\(.*\))$", r"next(\1)", extend, flags=re.MULTILINE), names)
     assert "large_throughout" in Path("runs/large_throughout/config.yaml").read_text()
     with pytest.raises(RuntimeError, match="round-00 was not trained"):  # its body is left out

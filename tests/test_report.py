@@ -1,6 +1,8 @@
 import math
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -121,3 +123,56 @@ def test_refuses_records_without_a_row(tmp_path: Path) -> None:
     write_records(tmp_path / "records.csv", [])
     with pytest.raises(ValueError, match=r"records\.csv holds no row, expected one per finished round"):
         report.draw(tmp_path)
+
+
+def test_a_pdf_embeds_its_fonts_as_truetype(tmp_path: Path) -> None:
+    draw(tmp_path, eleven_rounds())
+    written = report.draw(tmp_path, tmp_path / "report.pdf").read_bytes()
+    assert written.startswith(b"%PDF-")
+    assert b"/FontFile2" in written
+    assert b"/Type3" not in written
+
+
+def test_an_svg_has_its_text_as_paths(tmp_path: Path) -> None:
+    draw(tmp_path, eleven_rounds())
+    written = report.draw(tmp_path, tmp_path / "report.svg").read_text()
+    assert "<path" in written
+    assert "<text" not in written
+
+
+@pytest.mark.parametrize("kind", report.FORMATS)
+def test_the_same_records_give_the_same_bytes_in_every_format(tmp_path: Path, kind: str) -> None:
+    draw(tmp_path, eleven_rounds())
+    first, second = (report.draw(tmp_path, tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_refuses_another_format(tmp_path: Path) -> None:
+    draw(tmp_path, [record(0)])
+    with pytest.raises(ValueError, match=r"report\.jpg ends with '\.jpg', expected one of \.png, \.pdf, \.svg\."):
+        report.draw(tmp_path, tmp_path / "report.jpg")
+
+
+def seen(colour: str, kind: str) -> np.ndarray:
+    """A colour as people with a kind of colour vision see it, in CIELAB.
+
+    Source: Machado et al. 2009, table 1, severity 1; the matrices work on linear RGB.
+    """
+    matrices = {
+        "any": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    }
+    srgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(matrices[kind]) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / np.array([0.9505, 1.0, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("kind", ["any", "protan", "deutan", "tritan"])
+def test_colours_are_told_apart_with_every_kind_of_colour_vision(kind: str) -> None:
+    lab = [seen(colour, kind) for colour in report.COLOURS]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(lab, 2)) > 10  # 2.3 is just noticeable

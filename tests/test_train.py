@@ -42,5 +42,5 @@ def test_an_interrupted_command_says_how_to_go_on_and_goes_on(tmp_path, number, 
     rows = read_records(tmp_path / "run" / "records.csv")
     assert [row["density"] for row in rows] == [round(50_200 * 0.8 ** row["round"]) / 50_200 for row in rows]
     assert len(rows) == 5
-    assert (tmp_path / "run" / "report.png").exists()
+    assert all((tmp_path / "run" / name).exists() for name in ("report.html", "report.png", "environment.json"))
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

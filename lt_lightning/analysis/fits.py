@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_lightning import runs
 from lt_lightning.analysis import report
-from lt_lightning.masks import plain_name
+from lt_lightning.masks import Masks, plain_name
 from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.ticketfile import load_ticket, read
 
@@ -45,12 +45,20 @@ class Fit:
 
         It is not in a run that redraws weights: they are drawn after the ticket is written.
         """
-        ticket = load_ticket(self.files.ticket)
-        return _chosen(ticket.state, ticket.masks, self.files.ticket) if ticket.state else None
+        return self.begin()[1]
 
-    def end(self) -> dict[str, Tensor]:
-        """Parameter name → prunable weight at the end of the fit."""
-        return _chosen(model_state(Checkpoint(self.files.final)), read(self.files.ticket).masks, self.files.final)
+    def begin(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """`masks` and `start`, of which one file tells, read once."""
+        ticket = load_ticket(self.files.ticket)
+        return dict(ticket.masks), _chosen(ticket.state, ticket.masks, self.files.ticket) if ticket.state else None
+
+    def end(self, masks: Masks | None = None) -> dict[str, Tensor]:
+        """Parameter name → prunable weight at the end of the fit.
+
+        Args:
+            masks: of the fit, if they were read before.
+        """
+        return _chosen(model_state(Checkpoint(self.files.final)), masks or self.masks(), self.files.final)
 
     def next_masks(self) -> dict[str, Tensor] | None:
         """The masks that were drawn from the end of this fit; None if it is a control, or none were."""

@@ -129,7 +129,7 @@ def tabulate(found: Sequence[runs.Run]) -> list[Row]:
         rows += [row for pair in combinations(own, 2) for row in _pair(ROUNDS, *pair, held, names)]
         for fit in fits.of(run):
             ticket = Fit(fit.run, fit.round, TICKET)
-            if fit.arm != TICKET and ticket in held and _differ(held[ticket], masks := fit.masks()):
+            if fit.arm != TICKET and ticket in held and differ(held[ticket], masks := fit.masks()):
                 rows += _pair(CONTROLS, ticket, fit, held | {fit: masks}, names)
     for one, other in combinations(tickets, 2):
         for a, b in ((a, b) for a in one for b in other if a.round == b.round):
@@ -137,7 +137,8 @@ def tabulate(found: Sequence[runs.Run]) -> list[Row]:
     return rows
 
 
-def _differ(one: Masks, other: Masks) -> bool:
+def differ(one: Masks, other: Masks) -> bool:
+    """Whether masks differ in any parameter that both hold; those of a control such as reinit are the ticket's."""
     return any(bool((one[name] != other[name]).any()) for name in one if name in other)
 
 

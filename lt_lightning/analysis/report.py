@@ -29,22 +29,36 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "0.9",
     "grid.linewidth": 0.6,
+    "pdf.fonttype": 42,  # TrueType, which journals take; not the Type 3 of matplotlib
+    "svg.fonttype": "path",  # so that it looks the same where the font is missing
+    "svg.hashsalt": "lt_lightning",
+}
+FORMATS = ("png", "pdf", "svg")
+# What matplotlib would write of itself and of the time, and the bytes would change with it.
+_NO_METADATA = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None},
 }
 
 Span = tuple[float, float]
 """The least and the largest of the values that have a colour."""
 
 
-def draw(directory: str | os.PathLike[str]) -> Path:
-    """Draw ``report.png`` of the run in `directory` and return its path.
+def draw(directory: str | os.PathLike[str], path: Path | None = None) -> Path:
+    """Draw a picture of the run in `directory` and return its path.
 
     The left panel shows the metric at the end of each round, the right one the step of its early stop, both
     against density, dense at the left. The right panel is left out where no early stop was measured. The same
     records give the same bytes.
 
+    Args:
+        directory: a run directory.
+        path: where to; ``report.png`` in the run if None. Its ending is one of `FORMATS`.
+
     Raises:
         FileNotFoundError: no round has finished yet, so there is no ``records.csv``.
-        ValueError: ``records.csv`` holds no row.
+        ValueError: ``records.csv`` holds no row, or the ending is another one.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -57,18 +71,23 @@ def draw(directory: str | os.PathLike[str]) -> Path:
     rows = read_records(records)
     if not rows:
         raise ValueError(f"{records} holds no row, expected one per finished round")
-    return save(Path(directory) / "report.png", lambda: _figure(rows, title(directory)))
+    return save(path or Path(directory) / "report.png", lambda: _figure(rows, title(directory)))
 
 
 def save(path: Path, make: "Callable[[], Figure]") -> Path:
-    """Write the figure that `make` makes, in the style of all our pictures, as a PNG; return its path."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write the figure that `make` makes, in the style of all our pictures; return its path.
 
+    Raises:
+        ValueError: the path ends with none of `FORMATS`.
+    """
+    from matplotlib import rc_context
+
+    kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"{path} ends with {path.suffix!r}, expected one of .{', .'.join(FORMATS)}.")
     picture = io.BytesIO()
     with rc_context(STYLE):
-        # Without `Software: None` matplotlib writes its version, and the bytes change with it.
-        FigureCanvasAgg(make()).print_png(picture, metadata={"Software": None})
+        make().savefig(picture, format=kind, metadata=_NO_METADATA[kind])
     write_bytes(path, picture.getvalue())
     return path
 

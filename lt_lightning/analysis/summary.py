@@ -60,7 +60,8 @@ def collect(directory: str | os.PathLike[str]) -> tuple[list[Record], list[Unfin
     unfinished = []
     for run in runs.find(directory):
         experiment, method = names(run.path)
-        if _DENSE.fullmatch("/".join(Path(run.path).resolve().parts[-3:])):
+        is_dense = _DENSE.fullmatch("/".join(Path(run.path).resolve().parts[-3:]))
+        if is_dense and run.path != os.fspath(directory):
             continue
         about = {"experiment": experiment, "method": method, "run": os.path.relpath(run.path, directory)}
         own = _records(run)
