@@ -11,6 +11,7 @@ import torch
 import yaml
 from app import CONF, composed, run
 from hydra.utils import instantiate
+from sampling import few
 from tiny import Tiny
 
 from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
@@ -48,6 +49,7 @@ def test_every_experiment_says_how_to_run_it_and_where_its_numbers_come_from(exp
     assert composed(f"experiment={experiment}").name == experiment
 
 
+@pytest.mark.slow
 def test_a_study_is_several_grids_in_one_sweep(tmp_path):
     command = [sys.executable, "train.py", "--multirun", "study=lth_lenet_study", "seed=0,1", "prune.dry_run=true"]
     options = [
@@ -261,7 +263,10 @@ def test_attention_and_feed_forward_weights_of_the_gpt_are_pruned_and_nothing_el
     assert sum(weight.numel() for weight in weights.values()) == 4 * 12 * 128**2
 
 
-@pytest.mark.parametrize("experiment", [*EXPERIMENTS, None])
+LIGHT = [number for number, name in enumerate(EXPERIMENTS) if not re.search("vgg|resnet18|conv[46]|lmc|renda", name)]
+
+
+@pytest.mark.parametrize("experiment", few([*EXPERIMENTS, None], *LIGHT, -1))
 def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images, plays, tmp_path):
     chosen = [f"experiment={experiment}"] if experiment else []
     if experiment and "shakespeare" in experiment:

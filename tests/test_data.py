@@ -729,7 +729,7 @@ def test_wrong_path_is_an_error_before_training(tmp_path):
             [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
             33.318421,
         ),
-        ("cifar10", ("img", "label"), (3, 32, 32), [5000] * 10, 120.7076),
+        pytest.param(*("cifar10", ("img", "label"), (3, 32, 32), [5000] * 10, 120.7076), marks=pytest.mark.slow),
     ],
 )
 def test_real_data(name, columns, shape, counts, mean):

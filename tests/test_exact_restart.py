@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sampling import few
 from test_lottery import Stop, StopAt, assert_same_state, final, records_without_time
 from tiny import Tiny, play
 from torchmetrics import MeanMetric, MetricCollection
@@ -85,10 +86,8 @@ def same(directory, other, name):
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("every", ["1 epoch", "1 step", pytest.param("3 steps", marks=slow)])
-@pytest.mark.parametrize(
-    "options", ["validate often", *(pytest.param(name, marks=slow) for name in ("epochs", "steps", "accumulate"))]
-)
+@pytest.mark.parametrize("every", few(["1 epoch", "1 step", "3 steps"], 1))
+@pytest.mark.parametrize("options", few(["validate often", "epochs", "steps", "accumulate"], 0))
 @pytest.mark.parametrize("model", MODELS)
 def test_a_fit_that_is_interrupted_anywhere_ends_with_the_same_bits_and_metrics(tmp_path, model, options, every):
     if model == "plateau by rare step" and options != "validate often":
@@ -105,7 +104,7 @@ def test_a_fit_that_is_interrupted_anywhere_ends_with_the_same_bits_and_metrics(
     assert models
 
 
-@pytest.mark.parametrize("rewind_step", [3, "1 epoch", 8])
+@pytest.mark.parametrize("rewind_step", few([3, "1 epoch", 8], 0))
 @pytest.mark.parametrize("model", MODELS)
 def test_a_dense_ticket_repeats_the_metrics_of_round_0(tmp_path, model, rewind_step):
     options = OPTIONS["validate often"]

@@ -8,6 +8,7 @@ import warnings
 
 import lightning as L
 import pytest
+from sampling import few
 from test_lottery import assert_same_state, final, records_without_time
 from tiny import STEPS_PER_EPOCH, play
 
@@ -36,7 +37,7 @@ def interrupted(directory, count, *signals, **arguments):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("count", [1, 3, STEPS_PER_EPOCH, 7, 3 * STEPS_PER_EPOCH, 20])
+@pytest.mark.parametrize("count", few([1, 3, STEPS_PER_EPOCH, 7, 3 * STEPS_PER_EPOCH, 20], 1, 2, 5))
 def test_a_fit_that_is_told_to_end_saves_the_step_at_hand_and_goes_on_from_there(tmp_path, number, count):
     raised = interrupted(tmp_path / "told", count, number)
     assert isinstance(raised, Interrupted)

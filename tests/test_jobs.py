@@ -67,6 +67,7 @@ def assert_alike(found, wanted):
             assert numbers[0] == pytest.approx(numbers[1], rel=0.02)
 
 
+@slow
 def test_a_sweep_of_jobs_of_two_processes_each_gives_every_job_its_results(tmp_path, alone):
     printed = train("trainer=ddp_cpu2", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}", multirun=True)
     assert printed.count("records  ") == 3, "each job says once where its results lie"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampling import few
 
 import lt_lightning
 
@@ -185,15 +186,18 @@ def test_importing_the_package_loads_nothing_that_lightning_has_not_loaded():
 
 @pytest.mark.parametrize(
     "before",
-    [
-        "",
-        "import lt_lightning.lottery",
-        "import lt_lightning.ticket",
-        "from lt_lightning.lottery import lottery as first",
-        "import importlib; importlib.import_module('lt_lightning.lottery')",
-        "from lt_lightning import *",
-        "import lt_lightning; lt_lightning.lottery; import lt_lightning.lottery as again",
-    ],
+    few(
+        [
+            "",
+            "import lt_lightning.lottery",
+            "import lt_lightning.ticket",
+            "from lt_lightning.lottery import lottery as first",
+            "import importlib; importlib.import_module('lt_lightning.lottery')",
+            "from lt_lightning import *",
+            "import lt_lightning; lt_lightning.lottery; import lt_lightning.lottery as again",
+        ],
+        1,
+    ),
 )
 def test_lottery_is_the_function_whatever_was_imported_before(before):
     program = (

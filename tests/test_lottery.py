@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from sampling import few
 from tiny import STEPS_PER_EPOCH, Tiny, loaders, play, trainer
 
 from lt_lightning import explicit, fine_tune, keep_weights, layerwise, lottery, movement, one_shot, redraw, to_point
@@ -41,7 +42,7 @@ def records_without_time(directory):
 
 @pytest.mark.parametrize(
     "rewind_step",
-    [0, 3, STEPS_PER_EPOCH, pytest.param(7, marks=slow), "2 epochs", pytest.param("11 steps", marks=slow)],
+    few([0, 3, STEPS_PER_EPOCH, 7, "2 epochs", "11 steps"], 1, 4),
 )
 @pytest.mark.parametrize(
     "options",
@@ -413,25 +414,28 @@ class StopAt(L.Callback):
 
 @pytest.mark.parametrize(
     ("hook", "count"),
-    [
-        ("on_train_batch_end", 1),
-        ("on_train_batch_end", 8),
-        ("on_train_batch_end", 13),
-        ("on_train_batch_end", 25),
-        ("on_validation_end", 4),
-        ("on_train_epoch_end", 2),
-        ("on_train_end", 2),
-        ("on_fit_end", 1),
-        ("on_test_end", 1),
-        ("on_test_end", 3),
-    ],
+    few(
+        [
+            ("on_train_batch_end", 1),
+            ("on_train_batch_end", 8),
+            ("on_train_batch_end", 13),
+            ("on_train_batch_end", 25),
+            ("on_validation_end", 4),
+            ("on_train_epoch_end", 2),
+            ("on_train_end", 2),
+            ("on_fit_end", 1),
+            ("on_test_end", 1),
+            ("on_test_end", 3),
+        ],
+        *(2, 7, 9),
+    ),
 )
 @pytest.mark.parametrize(
     ("rewind_step", "options"),
     [
         (0, {"val_check_interval": 2}),
         pytest.param(7, {"val_check_interval": 2}, marks=slow),
-        ("1 epoch", {"val_check_interval": 2, "max_steps": 13, "max_epochs": -1}),
+        pytest.param("1 epoch", {"val_check_interval": 2, "max_steps": 13, "max_epochs": -1}, marks=slow),
         pytest.param(3, {"check_val_every_n_epoch": 2}, marks=slow),
     ],
     ids=["epochs", "late", "steps", "validate-rarely"],

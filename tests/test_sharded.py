@@ -10,6 +10,7 @@ import sharding
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampling import few
 
 from lt_lightning import criteria, masks, sharded
 from lt_lightning.scopes import balanced, channels, erk, globally, keep_best, layerwise, n_m, select
@@ -110,7 +111,7 @@ def test_many_pieces_that_no_process_divides(teams, scope, letters):
         same_as_alone(teams, (4, (scores, before, layouts, (4,), density, scope)))
 
 
-@pytest.mark.parametrize("width", [8, 7])
+@pytest.mark.parametrize("width", few([8, 7], 1))
 @pytest.mark.parametrize("kind", ["fsdp", "tp", "fsdp+tp", "hsdp+"])
 def test_real_sharded_modules(teams, kind, width):
     tried = [(each, globally) for each in (criteria.magnitude, criteria.magnitude_increase, criteria.random)]
