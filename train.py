@@ -81,7 +81,9 @@ def train(cfg: DictConfig, directory: str) -> None:
             if is_writer() and not ticket.plan.directory.is_scratch:
                 environment.note(directory, command(__file__))
         if is_writer() and (records := RunDirectory(directory).records).exists():
-            progress.done(records, page.write(directory, most_bytes=page.QUICK), report.draw(directory))
+            written = page.write(directory, most_bytes=page.QUICK), report.draw(directory)
+            loggers.show(*written)
+            progress.done(records, *written)
 
 
 def dense_directory(cfg: DictConfig, directory: str) -> Path | None:

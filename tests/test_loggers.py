@@ -17,10 +17,13 @@ import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_lightning.loggers import Nothing, TensorBoard, Wandb
+import lt_lightning
+from lt_lightning.loggers import MLflow, Nothing, TensorBoard, Wandb
 from lt_lightning.loggers.wandb import has_key
+from lt_lightning.records import read_curves, read_records
 from lt_lightning.rundir import ArmDirectory
 
 FITS = [(0, "ticket"), (1, "ticket"), (1, "reinit")]
@@ -67,6 +70,14 @@ def run_fits(log: Any, run: Path, fits: list[tuple[int, str]]) -> None:
         ticket = make_ticket(run, round, arm)
         fit(ticket, log.start(ticket))
         log.finish(ticket)
+
+
+def make_reports(run: Path) -> tuple[Path, Path]:
+    """A page and a picture, as `train.py` has written them."""
+    page, picture = run / "report.html", run / "report.png"
+    page.write_text("<!doctype html><title>all rounds</title>")
+    Image.new("RGB", (4, 3)).save(picture)
+    return page, picture
 
 
 def without_token(folder: Path) -> str:
@@ -182,6 +193,41 @@ def test_wandb_summary_is_over_the_rounds(logged: dict[str, list[dict[str, Any]]
     assert axes == {"round": None, "density": "round"} | {
         f"{arm}/{name}": "round" for arm in ("ticket", "reinit") for name in own
     }
+
+
+def test_wandb_summary_ends_with_the_table_and_the_report(run: Path) -> None:
+    with Wandb(run, mode="offline") as log:
+        run_fits(log, run, FITS)
+        log.show(*make_reports(run))
+    (folder,) = (run / "wandb").glob("offline-run-*-summary")
+    last = summary(inspect(folder))
+    assert {name: last[f"{name}._type"] for name in ("records", "report", "picture")} == {
+        "records": "table-file",
+        "report": "html-file",
+        "picture": "image-file",
+    }
+    saved = folder / "files"
+    table = json.loads((saved / last["records.path"]).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert rows == [make_ticket(run, *each).record for each in FITS]
+    assert (saved / last["report.path"]).read_text() == (run / "report.html").read_text()
+    assert (saved / last["picture.path"]).read_bytes() == (run / "report.png").read_bytes()
+
+
+def test_wandb_keeps_tickets_as_artifacts_if_asked_to(run: Path) -> None:
+    with Wandb(run, mode="offline", tickets=True) as log:
+        for round, arm in FITS:
+            ticket = make_ticket(run, round, arm)
+            Path(ticket.directory, "ticket.safetensors").write_text(ticket.name)
+            log.start(ticket)
+            log.finish(ticket)
+    logged = read_back(run)
+    for name in ("round-00", "round-01", "round-01-reinit"):
+        (artifact,) = [each for each in of_kind(logged[name], "artifact") if each["type"] == "ticket"]
+        assert artifact["name"].endswith(f"-{name}")
+        (entry,) = artifact["manifest"]["contents"]
+        assert entry["path"] == "ticket.safetensors"
+        assert Path(entry["local_path"]).parent == run / name.replace("-reinit", "/reinit")
 
 
 def test_wandb_restarted_summary_is_complete_and_ids_stay(run: Path) -> None:
@@ -339,6 +385,127 @@ def test_tensorboard_has_readable_runs_and_a_summary_over_the_rounds(run: Path) 
     assert [(event.step, event.value) for event in points] == [(1, pytest.approx(0.8))]
 
 
+def test_tensorboard_summary_ends_with_the_table_and_the_picture(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    with TensorBoard(run) as log:
+        run_fits(log, run, FITS)
+        log.show(*make_reports(run))
+    events = EventMultiplexer().AddRunsFromDirectory(str(run)).Reload()
+    (text,) = events.Tensors("tensorboard/summary", "records/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0] == "| round | arm | seed | density | steps | seconds | early_stop_step | val/acc | test/acc |"
+    assert lines[2:] == [
+        "| 0 | ticket | 0 | 1 | 4 | 1.5 |  | 0.9 |  |",
+        "| 1 | ticket | 0 | 0.8 | 4 | 1.5 |  | 0.9 |  |",
+        "| 1 | reinit | 0 | 0.8 | 4 | 1.5 |  | 0.8 |  |",
+    ]
+    (image,) = events.Images("tensorboard/summary", "report")
+    assert (image.width, image.height) == (4, 3)
+
+
+def mlflow_runs(run: Path, uri: str | None = None) -> dict[str, Any]:
+    """Every MLflow run by its name; never two of one name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri or (run / "mlflow").as_uri())
+    (experiment,) = [each for each in client.search_experiments() if each.name != "Default"]
+    assert experiment.name == "lenet/seed=0"
+    found = client.search_runs([experiment.experiment_id])
+    runs = {each.info.run_name: each for each in found}
+    assert len(runs) == len(found)
+    for each in runs.values():
+        each.artifacts = sorted(item.path for item in client.list_artifacts(each.info.run_id))
+        each.points = {
+            name: [(point.step, point.value) for point in client.get_metric_history(each.info.run_id, name)]
+            for name in each.data.metrics
+        }
+    return runs
+
+
+def test_mlflow_has_a_run_per_round_below_the_summary(run: Path) -> None:
+    with MLflow(run, config={"model": {"width": 3}}, tickets=True) as log:
+        for each in FITS:
+            ticket = make_ticket(run, *each)
+            Path(ticket.directory, "ticket.safetensors").write_text(ticket.name)
+            fit(ticket, log.start(ticket))
+            log.finish(ticket)
+        log.show(*make_reports_and_records(run))
+    runs = mlflow_runs(run)
+    assert sorted(runs) == ["round-00", "round-01", "round-01/reinit", "summary"]
+    assert {each.info.status for each in runs.values()} == {"FINISHED"}
+    assert runs["summary"].data.params == {"model.width": "3"}
+    assert runs["summary"].points["ticket/val/acc"] == [(0, 0.9), (1, 0.9)]
+    assert runs["summary"].points["reinit/val/acc"] == [(1, 0.8)]
+    assert runs["summary"].points["density"] == [(0, 1.0), (1, 0.8), (1, 0.8)]
+    assert runs["summary"].artifacts == ["records.csv", "report.html", "report.png"]
+    round = runs["round-01/reinit"]
+    assert round.data.tags["mlflow.parentRunId"] == runs["summary"].info.run_id
+    assert (round.data.tags["round"], round.data.tags["arm"], round.data.tags["density"]) == ("1", "reinit", "0.8")
+    assert round.points["train/loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    assert round.points["val/acc"] == [(4, 0.8)]
+    assert round.artifacts == ["ticket.safetensors"]
+
+
+def make_reports_and_records(run: Path) -> tuple[Path, Path]:
+    (run / "records.csv").write_text("round,arm\n")
+    return make_reports(run)
+
+
+def test_mlflow_continues_the_runs_of_an_earlier_start(run: Path) -> None:
+    def stop() -> None:
+        with MLflow(run, config={"a": 1}) as log:
+            run_fits(log, run, FITS[:1])
+            log.start(make_ticket(run, 1, "ticket"))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop()
+    first = mlflow_runs(run)
+    assert {name: each.info.status for name, each in first.items()} == {
+        "round-00": "FINISHED",
+        "round-01": "FAILED",
+        "summary": "FAILED",
+    }
+    with MLflow(run, config={"a": 1}) as log:
+        run_fits(log, run, FITS[1:])
+    again = mlflow_runs(run)
+    assert {each.info.status for each in again.values()} == {"FINISHED"}
+    assert again["round-01"].info.run_id == first["round-01"].info.run_id
+    assert again["summary"].points["ticket/val/acc"] == [(0, 0.9), (1, 0.9)]
+
+
+def test_mlflow_failures_are_warnings(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow.MlflowClient.search_runs", lambda *_, **__: 1 / 0)
+
+    def log_all() -> None:
+        with MLflow(run) as log:
+            run_fits(log, run, FITS[:1])
+            log.show(*make_reports_and_records(run))
+
+    with pytest.warns(UserWarning, match=r"MLflow failed \(division by zero\); the CSV files are complete"):
+        log_all()
+
+
+def test_mlflow_leaves_the_place_of_runs_as_it_was(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for directory in (run, tmp_path / "other" / "lenet" / "seed=0"):
+        with MLflow(directory) as log:
+            run_fits(log, directory, FITS[:1])
+        assert sorted(mlflow_runs(directory)) == ["round-00", "summary"]
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mine").as_uri())
+    with MLflow(run) as log:
+        run_fits(log, run, FITS[:2])
+    assert sorted(mlflow_runs(run, os.environ["MLFLOW_TRACKING_URI"])) == ["round-00", "round-01", "summary"]
+    assert os.environ["MLFLOW_TRACKING_URI"] == (tmp_path / "mine").as_uri()
+
+
+def test_mlflow_says_how_to_install_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install lt-lightning\[mlflow\]"):
+        MLflow(run)
+
+
 def test_tensorboard_says_how_to_install_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install lt-lightning\[tensorboard\]"):
@@ -351,3 +518,38 @@ def test_nothing_gives_no_logger(run: Path) -> None:
         assert log.start(ticket) is False
         log.finish(ticket)
     assert [path.name for path in run.iterdir()] == ["round-00"]
+
+
+@pytest.mark.slow
+def test_a_real_run_is_read_back_from_wandb_as_its_records_say(tmp_path: Path) -> None:
+    root = Path(lt_lightning.__file__).parents[1]
+    command = [
+        sys.executable,
+        root / "train.py",
+        "prune=iterative",
+        "prune.rounds=2",
+        "prune.controls=[]",
+        "logger=wandb",
+    ]
+    options = [
+        "trainer.max_epochs=1",
+        "logger.mode=offline",
+        "logger.tickets=true",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    subprocess.run([*command, *options], check=True, capture_output=True, cwd=tmp_path / "cwd")
+    records = {f"round-{row['round']:02d}": row for row in read_records(tmp_path / "run" / "records.csv")}
+    logged = read_back(tmp_path / "run")
+    assert sorted(logged) == ["round-00", "round-01", "round-02", "summary"]
+    assert len({of_kind(run, "run")[0]["run_group"] for run in logged.values()}) == 1
+    for name, record in records.items():
+        told = summary(logged[name])
+        about = {key: value for key, value in record.items() if value is not None}
+        assert {key: told[key] for key in about} == about
+        curves = read_curves(tmp_path / "run" / name / "metrics.csv")
+        losses = [item["val/loss"] for item in history(logged[name]) if "val/loss" in item]
+        assert losses == pytest.approx([row["val/loss"] for row in curves if row.get("val/loss") is not None])
+    points = [item for item in history(logged["summary"]) if "round" in item]
+    assert [(item["round"], item["ticket/test/acc"]) for item in points] == [
+        (row["round"], pytest.approx(row["test/acc"])) for row in records.values()
+    ]

@@ -79,7 +79,7 @@ def test_validation_may_draw_random_numbers(tmp_path):
     assert_same_state(final(tmp_path, "round-00"), final(tmp_path, "round-01"))
 
 
-@pytest.mark.parametrize("rewind_step", [0, 7, "1 epoch"])
+@pytest.mark.parametrize("rewind_step", few([0, 7, "1 epoch"], 1))
 def test_workers_make_no_difference(tmp_path, rewind_step):
     play(tmp_path, schedule=always_dense, rewind_step=rewind_step, workers=2, test=False)
     assert_same_state(final(tmp_path, "round-00"), final(tmp_path, "round-01"))

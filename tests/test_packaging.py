@@ -61,7 +61,7 @@ hydra:
 """
 
 
-EXTRAS = ("tensorboard", "slurm", "joblib", "hub")
+EXTRAS = ("tensorboard", "mlflow", "slurm", "joblib", "hub")
 """What the test extra takes with it."""
 
 

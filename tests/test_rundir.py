@@ -41,6 +41,7 @@ def test_the_paths_are_those_that_others_read(tmp_path):
         "done": "done",
         "next": "next",
         "origin": "trained_in",
+        "sparse": "sparse.json",
     }
 
 

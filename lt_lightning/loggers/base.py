@@ -1,7 +1,8 @@
 """What the loggers have in common: the calls of `train.py`, and how a round's record is shown."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lightning.pytorch.loggers import Logger
@@ -24,6 +25,14 @@ class RoundLoggers(Protocol):
     def finish(self, ticket: "Ticket") -> None:
         """Close the round's logger and add `ticket.record` to the summary."""
 
+    def show(self, page: Path, picture: Path) -> None:
+        """Add what there is once every round is done: all records as a table, and the report.
+
+        Args:
+            page: `report.html`.
+            picture: `report.png`.
+        """
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None: ...
@@ -45,6 +54,9 @@ class Nothing:
         return False
 
     def finish(self, ticket: "Ticket") -> None:
+        """Do nothing."""
+
+    def show(self, page: Path, picture: Path) -> None:
         """Do nothing."""
 
     def __enter__(self) -> Self:
@@ -80,3 +92,13 @@ def points(record: Record) -> dict[str, float]:
     shared = {name: record[name] for name in ("round", "density")}
     own = {f"{record['arm']}/{name}": value for name, value in measured(record).items() if name not in ABOUT}
     return shared | own
+
+
+def table(records: Sequence[Record]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of all records; a value that some do not have is None there.
+
+    >>> table([{"round": 0, "val/acc": 0.5}, {"round": 1, "test/acc": 0.4}])
+    (['round', 'val/acc', 'test/acc'], [[0, 0.5, None], [1, None, 0.4]])
+    """
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    return columns, [[record.get(name) for name in columns] for record in records]

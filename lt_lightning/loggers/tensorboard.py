@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lt_lightning.loggers.base import points
+from lt_lightning.loggers.base import points, table
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 from lt_lightning.rundir import RunDirectory
@@ -51,6 +52,18 @@ class TensorBoard:
         if is_writer():
             self._add(ticket.record)
 
+    def show(self, page: Path, picture: Path) -> None:
+        """Add the table as text, and the picture of the report."""
+        if not is_writer():
+            return
+        columns, rows = table(self.run.finished())
+        lines = [columns, ["---"] * len(columns), *rows]
+        self._summary.add_text("records", "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+        from matplotlib.image import imread
+
+        self._summary.add_image("report", imread(picture), dataformats="HWC")
+        self._summary.flush()
+
     def __enter__(self) -> Self:
         if is_writer():
             # The summary starts over from the records, so a restarted run shows every round once.
@@ -71,3 +84,7 @@ class TensorBoard:
             if name != "round":
                 self._summary.add_scalar(name, value, record["round"])
         self._summary.flush()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
 from lt_lightning.atomic import write_text
-from lt_lightning.loggers.base import measured, points
+from lt_lightning.loggers.base import measured, points, table
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 from lt_lightning.rundir import RunDirectory
@@ -36,8 +36,9 @@ class Wandb:
     """Log to W&B: one run per round, in one group, and a summary run whose x-axis is the round.
 
     Each round's run has job type ``round`` and the ticket's name. The summary run has job type ``summary`` and
-    ``<arm>/<metric>`` for every finished round, those of an earlier start included. Run ids come from a token
-    in the run directory, so an interrupted round continues its run, even after the directory was moved.
+    ``<arm>/<metric>`` for every finished round, those of an earlier start included, and in the end the table of all
+    records and the report. Run ids come from a token in the run directory, so an interrupted round continues its
+    run, even after the directory was moved.
 
     Without an API key, or when the server does not answer, runs are kept offline under ``<directory>/wandb``.
     There is never a prompt. What fails after the start is a warning.
@@ -49,6 +50,7 @@ class Wandb:
         group: the W&B group; the run directory's name by default.
         mode: ``online``, ``offline`` or ``disabled``; by default as ``WANDB_MODE`` or ``wandb offline`` say,
             else online.
+        tickets: whether each round's ``ticket.safetensors`` is kept as an artifact of its run.
         init: passed to `wandb.init`, such as ``entity``, ``tags`` and ``settings`` (a mapping).
     """
 
@@ -59,12 +61,14 @@ class Wandb:
         project: str = "lt_lightning",
         group: str | None = None,
         mode: str | None = None,
+        tickets: bool = False,
         **init: Any,
     ) -> None:
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "wandb"
         self.config = dict(config or {})
         self.mode = mode
+        self.tickets = tickets
         self._settings = speed() | dict(init.pop("settings", {}))
         self._tags = list(init.pop("tags", ()))
         # W&B refuses group names of more than 128 characters; the end tells seeds apart.
@@ -96,10 +100,39 @@ class Wandb:
         try:
             if self._round is not None:
                 self._round.summary.update(measured(record))
+                if self.tickets:
+                    self._keep_ticket(self._round, ticket, record)
             self._add(record)
         except Exception as error:
             self._warn(error)
         self._close_round(0)
+
+    def show(self, page: Path, picture: Path) -> None:
+        """Add the table of all records and the report to the summary."""
+        import wandb
+
+        if self._summary is None:
+            return
+        try:
+            columns, rows = table(self.run.finished())
+            records = wandb.Table(columns=[*columns], data=rows, allow_mixed_types=True)
+            self._summary.log(
+                {
+                    "records": records,
+                    "report": wandb.Html(str(page), inject=False),
+                    "picture": wandb.Image(str(picture)),
+                }
+            )
+        except Exception as error:
+            self._warn(error)
+
+    def _keep_ticket(self, run: "Run", ticket: "Ticket", record: Record) -> None:
+        """Keep a ticket as an artifact; the file stays where it is until it is sent, and never changes."""
+        import wandb
+
+        artifact = wandb.Artifact(self._id(ticket.name), type="ticket", metadata=measured(record))
+        artifact.add_file(str(Path(ticket.directory, "ticket.safetensors")), policy="immutable")
+        run.log_artifact(artifact)
 
     def __enter__(self) -> Self:
         if is_writer():
