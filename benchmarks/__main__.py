@@ -12,10 +12,10 @@ import warnings
 
 import torch
 
-from benchmarks import callback, plugin, sparse
+from benchmarks import callback, memory, plugin, process, rounds, sparse
 from benchmarks.side_by_side import machine
 
-PARTS = {"sparse": sparse, "callback": callback, "plugin": plugin}
+PARTS = {each.__name__.split(".")[1]: each for each in (sparse, callback, plugin, memory, rounds, process)}
 
 
 def main():

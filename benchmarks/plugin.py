@@ -1,4 +1,4 @@
-"""What there is beside arithmetic: imports, the steps of a fit against a bare loop, what is between rounds, memory.
+"""What there is beside arithmetic: imports, the steps of a fit against a bare loop, selection.
 
 python -m benchmarks plugin
 """
@@ -26,7 +26,6 @@ def rows(quick):
     yield "import lt_lightning beyond import lightning, CPU seconds", 0.2, *imports(3 if quick else 7)
     size = 1_000_000 if quick else 10_000_000
     yield f"selection among {size:,} weights, CPU seconds", None, selection(size), None, None
-    yield "memory of masks over a plain fit, bytes a weight", 4.5, *memory(5_000_000 if quick else 50_000_000)
 
 
 def steps_of_a_fit(optimizer, batch_size, steps, repeats):
@@ -80,17 +79,3 @@ def selection(size):
     start = time.process_time()
     globally(scores, masks, 0.64)
     return time.process_time() - start
-
-
-def memory(size):
-    """Bytes that the masks of a fit hold, for each weight."""
-    code = (
-        "import torch, resource\nfrom lt_lightning.enforcement import Enforcement\n"
-        f"weight = torch.nn.Parameter(torch.ones({size}))\nmask = torch.arange({size}) % 2 == 0\n"
-        "before = int(open('/proc/self/statm').read().split()[1])\n"
-        "held = Enforcement({'w': mask}, {'w': weight})\ndel mask\nheld.mask_weights()\n"
-        "print((int(open('/proc/self/statm').read().split()[1]) - before) * resource.getpagesize())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    held = int(done.stdout) + size  # the bool mask, which was there before
-    return held / size, held, size

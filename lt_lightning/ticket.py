@@ -100,11 +100,12 @@ class Ticket(Callback):
 
     @property
     def masks(self) -> Masks:
-        """Parameter name → bool tensor on the CPU; True is kept. In a sharded fit a `DTensor`, as the parameter is."""
+        """Parameter name → bool tensor on the CPU; True is kept. In a sharded fit a `DTensor`, as the parameter is.
+
+        Those of a pruned round lie on disk, and each is read when it is asked for; `dict(ticket.masks)` reads all.
+        """
         if not self._masks:
             self._masks = all_kept(find_prunable(self._module, self.plan.prunable))
-        if not isinstance(self._masks, dict):
-            self._masks = dict(self._masks)
         return self._masks
 
     @property
