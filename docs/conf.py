@@ -1,6 +1,7 @@
 """The documentation site: `sphinx-build -W -n -b html docs docs/_build`.
 
-It needs `pip install -c constraints.txt -e ".[docs]"`. Pages are Markdown; the reference is made from the docstrings. `tests/test_docs.py` runs every code block.
+It needs `pip install -c constraints.txt -e ".[docs]"`. Pages are Markdown, the reference is made from the docstrings,
+and `tests/test_docs.py` runs every code block.
 """
 
 import ast
@@ -31,6 +32,7 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 default_role = "literal"  # docstrings write names as Markdown does
 add_module_names = False
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 90
 napoleon_use_ivar = True
 nitpick_ignore = [
     *(("py:class", name) for name in ("Change", "Density", "Model", "Sparse", "Record", "Path", "Self")),

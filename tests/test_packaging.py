@@ -60,7 +60,7 @@ hydra:
 """
 
 
-EXTRAS = ("tensorboard", "slurm", "joblib", "hub")
+EXTRAS = ("tensorboard", "slurm", "joblib", "hub", "docs")
 """What the test extra takes with it."""
 
 

@@ -6,7 +6,7 @@ They have no background, and colours that can be read on a light and on a dark p
 import random
 from pathlib import Path
 
-INK = "#6e7781"  # of text and lines on either page
+INK = "#768390"  # of text and lines on either page
 DARK = "#1f2328"  # of text on what is filled
 KEPT, GONE, OTHER, PAPER = "#58a6ff", "#c9d1d9", "#f0883e", "#eef1f4"
 
@@ -80,19 +80,20 @@ def rewind():
     """Every round starts from the checkpoint of round 0 at step k."""
     parts = [line(330, 20, 330, 262, OTHER, 2, 'stroke-dasharray="5 5"')]
     parts += [text(330, 288, "step k: the rewind point", OTHER, weight="bold"), text(140, 288, "step 0")]
-    parts += [text(720, 288, "the last step")]
-    for n, (name, start, color) in enumerate(
-        [("round 0", 140, INK), ("round 1", 330, KEPT), ("round 2", 330, KEPT)],
-    ):
+    parts.append(text(680, 288, "the last step"))
+    rounds = (("round 0", 140, INK, "dense"), ("round 1", 330, KEPT, "mask 1"), ("round 2", 330, KEPT, "mask 2"))
+    for n, (name, start, color, masks) in enumerate(rounds):
         y = 50 + 80 * n
-        parts += [text(20, y + 5, name, anchor="start", weight="bold"), arrow(f"M{start},{y} L712,{y}", color)]
-        parts.append(f'<circle cx="{start}" cy="{y}" r="6" fill="{OTHER if start > 140 else INK}"/>')
-        masks = ("dense", "under mask 1", "under mask 2")[n]
-        parts.append(text(520, y - 10, f"trains {masks}"))
+        parts += [text(20, y + 5, name, anchor="start", weight="bold"), arrow(f"M{start},{y} L672,{y}", color)]
+        parts += [
+            text(690, y + 5, masks, anchor="start"),
+            f'<circle cx="{start}" cy="{y}" r="6" fill="{OTHER if n else INK}"/>',
+        ]
         if n < 2:
-            parts.append(arrow(f"M722,{y + 6} C760,{y + 40} 420,{y + 38} 344,{y + 72}", INK))
-            parts.append(text(590, y + 47, f"prune: mask {n + 1}", size=14))
-    parts.append('<circle cx="330" cy="50" r="6" fill="#f0883e"/>')
+            back = f"C680,{y + 40} 672,{y + 40} 640,{y + 40} L400,{y + 40} C360,{y + 40} 350,{y + 55} 338,{y + 71}"
+            parts.append(arrow(f"M680,{y + 8} {back}"))
+            parts.append(text(505, y + 34, f"prune to mask {n + 1}, and rewind", size=13))
+    parts.append(f'<circle cx="330" cy="50" r="6" fill="{OTHER}"/>')
     return svg(790, 300, "Round 0 saves a checkpoint at step k, and every later round starts from it", parts)
 
 
