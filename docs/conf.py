@@ -26,7 +26,6 @@ html_title = f"lt_lightning {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
-html_extra_path = ["results"]  # the rows of the results, to download
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 default_role = "literal"  # docstrings write names as Markdown does

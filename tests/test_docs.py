@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
 
+import cluster
 import lightning as L
 import matplotlib
 import pytest
@@ -27,6 +28,7 @@ import lt_lightning
 from lt_lightning import __main__ as command_line
 from lt_lightning.controls import _OURS
 from lt_lightning.naming import register
+from lt_lightning.records import read_records
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -206,7 +208,6 @@ def test_a_command_is_one_that_there_is(words, monkeypatch):
 
 def composes(arguments):
     """A command of train.py: its configuration is there, for every job of a sweep or the first few."""
-    pytest.importorskip("hydra")
     overrides = [each for each in arguments if not each.startswith("--")]
     assert {each for each in arguments if each.startswith("--")} <= {"--multirun", "--help"}
     needs = {"launcher=ray": "hydra_ray_launcher", "hparams_search=optuna": "hydra_optuna_sweeper"}
@@ -246,10 +247,50 @@ def test_scripts_for_a_shell_parse():
 
 
 def test_every_block_has_a_language_that_a_test_reads():
-    known = {"python", "bash", "yaml", "text", "{toctree}", "{eval-rst}"}
-    assert {(page, language) for page, text in PAGES.items() for language, _ in BLOCK.findall(text)} <= {
-        (page, language) for page in PAGES for language in known
-    }
+    languages = {(page, language) for page, text in PAGES.items() for language, _ in BLOCK.findall(text)}
+    read = {"python", "bash", "yaml", "text", "{toctree}", "{eval-rst}"}
+    assert [(page, language) for page, language in languages if language not in read] == []
+
+
+PROGRAM = """
+import sys, time
+import lightning as L
+from tiny import Tiny, loaders, trainer
+from lt_lightning import lottery
+
+class Slow(L.Callback):
+    def on_train_batch_end(self, *_):
+        print("a step", flush=True)
+        time.sleep(0.2)
+
+for ticket in lottery(Tiny, rounds=1, directory=f"runs/seed={sys.argv[2]}", seed=int(sys.argv[2])):
+    trainer(ticket, [Slow()], max_epochs=6).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.skipif(bool(cluster.MISSING), reason=f"not installed: {cluster.MISSING}; see system_packages in .ci/run")
+def test_the_batch_script_asks_for_another_start_and_goes_on(tmp_path):
+    (script,) = [code for code in blocks(PAGES["slurm"], "bash") if code.startswith("#!")]
+    script = script.replace(" --gpus-per-task=1", "").replace("python", sys.executable).replace("0-2", "3")
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "my_program.py").write_text(PROGRAM)
+    records = tmp_path / "runs" / "seed=3" / "records.csv"
+    with cluster.slurm(tmp_path / "slurm") as environment:
+
+        def said():
+            return "".join(file.read_text() for file in tmp_path.glob("slurm-*.out"))
+
+        command = ["sbatch", "--parsable", "job.sh"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        job = done.stdout.strip()
+        cluster.wait_for(lambda: "a step" in said())
+        subprocess.run(["scancel", "--signal=USR1", f"{job}_3"], env=environment, check=True)
+        cluster.wait_for(lambda: records.exists() and len(read_records(records)) == 2, seconds=200)
+    steps = [row["steps"] for row in read_records(records)]
+    assert steps == [30, 30]
+    assert said().count("a step") == 60, "nothing is trained twice"
 
 
 @pytest.mark.slow
@@ -299,6 +340,13 @@ def test_the_table_of_controls_is_complete():
 def test_the_reference_has_every_public_name():
     told = re.findall(r"^\.\. (?:auto\w+:: lt_lightning\.|py:data:: )(\w+)$", PAGES["reference"], re.MULTILINE)
     assert sorted(told) == sorted(lt_lightning.__all__)
+
+
+def test_the_errors_of_the_table_are_those_that_there_are():
+    source = "".join(path.read_text() for path in Path(lt_lightning.__file__).parent.glob("*.py"))
+    told = [row[0].strip('" ') for row in rows(PAGES["own_project"], "it says | because")]
+    assert len(told) == 6
+    assert [words for words in told if words not in source] == []
 
 
 def test_the_tests_that_the_page_on_exactness_names_exist():
