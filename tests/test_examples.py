@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import doctest
 import json
 import os
 import re
@@ -202,8 +203,10 @@ def test_the_own_criterion(played, tmp_path):
 
 
 def test_a_score_of_lamp_is_as_the_paper_defines_it():
+    module = import_module("own_criterion")
+    assert doctest.testmod(module) == (0, 3)
     weight = torch.tensor([[0.5, -3.0], [1.0, 2.0]])
-    scores = import_module("own_criterion").lamp(SimpleNamespace(trained={"w": weight}))
+    scores = module.lamp(SimpleNamespace(trained={"w": weight}))
     squares = weight.flatten().square().tolist()
     expected = [square / sum(other for other in squares if other >= square) for square in squares]
     assert scores["w"].flatten().tolist() == pytest.approx(expected)
