@@ -25,7 +25,7 @@ from lt_lightning.sharded import any_sharded
 
 
 def snip(evidence: Evidence, *, batches: int = 1, per_class: int | None = None) -> Scores:
-    """|g · w|: keep what changes the loss most if it is removed, to first order; g is the gradient of the loss.
+    """`|g · w|`: keep what changes the loss most if it is removed, to first order; g is the gradient of the loss.
 
     Args:
         evidence: of the round.
@@ -60,7 +60,7 @@ def grasp(
         batches: how many training batches the loss is a mean over.
         per_class: take so many examples of each class instead, as one batch.
         temperature: by which logits are divided; 1 leaves them alone.
-        absolute: score |w · Hg| instead, the variant that Frankle et al. 2021 (2009.08576) compare with.
+        absolute: score `|w · Hg|` instead, the variant that Frankle et al. 2021 (2009.08576) compare with.
 
     Raises:
         ValueError: if the module returns no loss, weights are sharded, examples have no classes, or there are no logits

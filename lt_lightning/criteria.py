@@ -78,7 +78,7 @@ Criterion = Callable[[Evidence], Scores]
 
 
 def magnitude(evidence: Evidence) -> Scores:
-    """|w_f|: keep the largest weights.
+    """`|w_f|`: keep the largest weights.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 2; `large_final` in Zhou et al. 2019 (1905.01067).
     """
@@ -90,7 +90,7 @@ large_final = magnitude
 
 
 def small_final(evidence: Evidence) -> Scores:
-    """-|w_f|: keep the smallest weights.
+    """`-|w_f|`: keep the smallest weights.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `small_final`.
     """
@@ -98,7 +98,7 @@ def small_final(evidence: Evidence) -> Scores:
 
 
 def large_init(evidence: Evidence) -> Scores:
-    """|w_i|: keep what was largest at step 0.
+    """`|w_i|`: keep what was largest at step 0.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `large_init`; without dense training it is the magnitude
     pruning at initialization of Frankle et al. 2021 (2009.08576).
@@ -107,7 +107,7 @@ def large_init(evidence: Evidence) -> Scores:
 
 
 def small_init(evidence: Evidence) -> Scores:
-    """-|w_i|: keep what was smallest at step 0.
+    """`-|w_i|`: keep what was smallest at step 0.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `small_init`.
     """
@@ -115,7 +115,7 @@ def small_init(evidence: Evidence) -> Scores:
 
 
 def large_init_large_final(evidence: Evidence) -> Scores:
-    """min(a |w_f|, |w_i|): keep what was large and is large.
+    """`min(a |w_f|, |w_i|)`: keep what was large and is large.
 
     The paper adjusts a so that percentiles of w_i and w_f are aligned; here the score is the smaller of the two
     percentiles that a weight has among the kept ones of its tensor. If weights are sharded, one tensor at a time is put
@@ -128,7 +128,7 @@ def large_init_large_final(evidence: Evidence) -> Scores:
 
 
 def small_init_small_final(evidence: Evidence) -> Scores:
-    """-max(a |w_f|, |w_i|): keep what was small and is small; percentiles as in `large_init_large_final`.
+    """`-max(a |w_f|, |w_i|)`: keep what was small and is small; percentiles as in `large_init_large_final`.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), figure 2, `small_init_small_final`.
     """
@@ -137,7 +137,7 @@ def small_init_small_final(evidence: Evidence) -> Scores:
 
 
 def magnitude_increase(evidence: Evidence) -> Scores:
-    """|w_f| - |w_i|: keep what grew most.
+    """`|w_f| - |w_i|`: keep what grew most.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `magnitude_increase`.
     """
@@ -145,7 +145,7 @@ def magnitude_increase(evidence: Evidence) -> Scores:
 
 
 def movement(evidence: Evidence) -> Scores:
-    """|w_f - w_i|: keep what moved most.
+    """`|w_f - w_i|`: keep what moved most.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 2, `movement`.
     """
@@ -162,7 +162,7 @@ def random(evidence: Evidence) -> Scores:
 
 
 def large_final_same_sign(evidence: Evidence) -> Scores:
-    """|w_f| where w_f has the sign of w_i, 0 elsewhere.
+    """`|w_f|` where w_f has the sign of w_i, 0 elsewhere.
 
     Source: Zhou et al. 2019 (arXiv 1905.01067), section 3; github.com/uber-research/deconstructing-lottery-tickets.
     """
@@ -170,7 +170,7 @@ def large_final_same_sign(evidence: Evidence) -> Scores:
 
 
 def large_final_diff_sign(evidence: Evidence) -> Scores:
-    """|w_f| where w_f has another sign than w_i, 0 elsewhere.
+    """`|w_f|` where w_f has another sign than w_i, 0 elsewhere.
 
     Source: as `large_final_same_sign`.
     """
@@ -178,7 +178,7 @@ def large_final_diff_sign(evidence: Evidence) -> Scores:
 
 
 def magnitude_increase_same_sign(evidence: Evidence) -> Scores:
-    """|w_f| - |w_i| where w_f has the sign of w_i, 0 elsewhere: what shrank is worse than what changed its sign.
+    """`|w_f| - |w_i|` where w_f has the sign of w_i, 0 elsewhere: what shrank is worse than what changed its sign.
 
     Source: as `large_final_same_sign`.
     """
@@ -186,7 +186,7 @@ def magnitude_increase_same_sign(evidence: Evidence) -> Scores:
 
 
 def magnitude_increase_diff_sign(evidence: Evidence) -> Scores:
-    """|w_f| - |w_i| where w_f has another sign than w_i, 0 elsewhere.
+    """`|w_f| - |w_i|` where w_f has another sign than w_i, 0 elsewhere.
 
     Source: as `large_final_same_sign`.
     """

@@ -96,7 +96,7 @@ class TicketFile:
             prefix: what the ticket's names have in front of the model's: "network." for the network of a module.
 
         Returns:
-            What was applied: parameter name → bool tensor, on the parameter's device and sharded as it is.
+            The masks that were applied, parameter name → bool tensor, on the parameter's device and sharded as it is.
 
         Raises:
             ValueError: if names or shapes do not fit, they are listed; or if the ticket holds no weights.

@@ -61,7 +61,7 @@ hydra:
 """
 
 
-EXTRAS = ("tensorboard", "mlflow", "slurm", "joblib", "hub")
+EXTRAS = ("tensorboard", "mlflow", "slurm", "joblib", "hub", "export", "docs")
 """What the test extra takes with it."""
 
 
