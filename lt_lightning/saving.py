@@ -49,6 +49,8 @@ class Saving:
         self._counters: dict[str, Any] = {}
         self._in_epoch = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
+        steps = [step.count for step in (plan.rewind_step, *plan.points) if step.unit == "steps"]
+        self._point_steps = frozenset(steps if makes_points else ())
 
     def begin(self, trainer: L.Trainer) -> None:
         """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
@@ -68,6 +70,10 @@ class Saving:
         """Save nothing any more, and leave signals to others."""
         self._interruption.stop_noting()
         moments.release(trainer)
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Whether something is to be saved after this batch, if it is one that takes a single step."""
+        return trainer.global_step in self._point_steps or self._last_is_due(trainer)
 
     def batch_ends(self, trainer: L.Trainer) -> None:
         """Take note of where a checkpoint of this batch would stand. Call in `on_train_batch_end`.

@@ -58,13 +58,20 @@ class Tightening:
         before, self._steps = self._steps, trainer.global_step
         if self.is_over:
             return None
-        now = density_at(self._plan.gradual, position.progress(trainer), self._before, self._after)  # type: ignore[arg-type]
+        now = self._density(trainer)
         if now == self._now or not (now == self._after or self._is_time(trainer, before)):
             return None
         self._now = now
         chosen = choose_now(self._plan, self._round, masks, now, trainer)
         check_norms(chosen, trainer.lightning_module)
         return chosen
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Whether `tighten` has to be called at the end of this batch."""
+        return not self.is_over and (self._is_time(trainer, self._steps) or self._density(trainer) == self._after)
+
+    def _density(self, trainer: L.Trainer) -> Density:
+        return density_at(self._plan.gradual, position.progress(trainer), self._before, self._after)  # type: ignore[arg-type]
 
     def _is_time(self, trainer: L.Trainer, before: int) -> bool:
         every = self._plan.gradual_every

@@ -35,7 +35,7 @@ FLOORS = (
         "enforcement",
         "sparse",
     },
-    {"prunable", "at_init"},
+    {"prunable", "at_init", "chunks"},
     {"records"},
     {"stopping"},
     {"plan", "ticketfile", "checkpoints", "loading", "pulse"},

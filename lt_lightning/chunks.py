@@ -1,0 +1,197 @@
+"""Several steps in one turn of Lightning's loop, where the loop and its hooks take longer than the arithmetic.
+
+`lottery(steps_per_batch=N)`. What Lightning does in a turn is done for each step: the batch is fetched and moved, the
+network trained, schedules and every counter advanced. What only looks on (the ticket, signs of life, progress bars,
+loggers) is told at the last step of a chunk alone. A chunk ends where any of them has something to do, before a
+validation, and at the end of an epoch or of the fit; so a result never depends on N.
+
+The private names of Lightning's loops are held by `tests/test_chunks.py`, which compares with its own loop.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ProgressBar
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lt_lightning import position
+from lt_lightning.enforcement import gradients_matter
+from lt_lightning.twins import twins
+
+_START, _END = "on_train_batch_start", "on_train_batch_end"
+_WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_STEP = "training_step"
+
+
+def checked(steps: Any) -> int:
+    """The number of steps as it was given; a ValueError unless it is a whole number, 1 or more."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(
+            f"steps_per_batch={steps!r} must be a whole number, 1 or more: 1 leaves Lightning's loop as it is, 20 "
+            "takes up to twenty steps in each of its turns (prune.steps_per_batch)."
+        )
+    return steps
+
+
+def check(trainer: L.Trainer) -> None:
+    """Raise a ValueError for a fit whose steps cannot be taken several at once. Call in `setup`."""
+    if not isinstance(trainer.strategy, twins(SingleDeviceStrategy)):
+        raise _refusal(f"{type(trainer.strategy).__name__}: several processes would end their chunks each for itself")
+    if not trainer.lightning_module.automatic_optimization:
+        raise _refusal("manual optimization: how many steps a batch takes is for the module to say")
+    accumulates = [each for each in _callbacks(trainer) if isinstance(each, twins(GradientAccumulationScheduler))]
+    if trainer.accumulate_grad_batches != 1 or any(each.going_to_accumulate_grad_batches() for each in accumulates):
+        raise _refusal("accumulate_grad_batches: a step takes several batches already, and the loop is little of it")
+
+
+def _refusal(what: str) -> ValueError:
+    return ValueError(
+        f"several steps at once are not possible with {what}. Leave them out: steps_per_batch=1 "
+        "(prune.steps_per_batch=1)."
+    )
+
+
+class Chunks:
+    """The steps of one fit, taken up to `size` at once.
+
+    Args:
+        trainer: of the fit.
+        size: how many steps at most, 2 or more.
+        lookers: the callbacks of ours, which only look on.
+        is_due: whether any of them has something to do at the end of the batch that is ending.
+    """
+
+    def __init__(self, trainer: L.Trainer, size: int, lookers: tuple[type, ...], is_due: Callable[[], bool]) -> None:
+        self._trainer, self._size, self._is_due = trainer, size, is_due
+        self._loop: Any = trainer.fit_loop.epoch_loop
+        self._module: Any = trainer.lightning_module
+        self._single = self._loop.advance
+        others = [each for each in _callbacks(trainer) if not isinstance(each, (*lookers, *twins(ProgressBar)))]
+        self._hooked = {name for name in (_START, _END, *_WITHIN) if _is_hooked(name, self._module, others)}
+        self._is_plain = not self._hooked.intersection(_WITHIN) and _is_plain(trainer)
+        self._takes_index = len(self._loop._build_kwargs(OrderedDict(), None, 0)) > 1
+
+    def begin(self) -> None:
+        """Take several steps at once from now on. Call in `on_train_start`."""
+        if isinstance(self._trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
+            raise _refusal("training_step(dataloader_iter): it fetches its batches itself")
+        self._loop.advance = self._advance
+
+    def _advance(self, fetcher: Any) -> None:
+        """In place of `_TrainingEpochLoop.advance`, whose caller ends the batch that comes last."""
+        if self._loop.restarting:  # it may have nothing to train
+            self._single(fetcher)
+            return
+        self._loop.val_loop.restarting = False
+        left = self._size
+        while not self._step(fetcher, is_last=left == 1):
+            self._loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+            self._loop._batches_that_stepped += 1
+            left -= 1
+
+    def _step(self, fetcher: Any, is_last: bool) -> bool:
+        """Train a batch, as `_TrainingEpochLoop.advance` does; whether the chunk ends with it."""
+        trainer, loop = self._trainer, self._loop
+        batch, _, _ = next(fetcher)
+        loop.batch_progress.is_last_batch = fetcher.done
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        index = loop.batch_idx + 1
+        loop.batch_progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
+        outputs, skips = None, False
+        if batch is None:
+            loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
+        elif skips := _START in self._hooked and self._starts(batch, index) == -1:
+            loop.batch_progress.is_last_batch = True
+        else:
+            loop.batch_progress.increment_started()
+            outputs = self._train(batch, index)
+        loop.batch_progress.increment_processed()
+        loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if loop._num_ready_batches_reached():
+            loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        if skips:
+            raise StopIteration
+        ends = is_last or self._ends()
+        if ends or _END in self._hooked:
+            call._call_callback_hooks(trainer, _END, outputs, batch, index)
+            call._call_lightning_module_hook(trainer, _END, outputs, batch, index)
+            ends = ends or trainer.should_stop or self._is_due()  # which a hook, or a signal, may have changed
+        if ends:
+            trainer._logger_connector.on_batch_end()
+        loop.batch_progress.increment_completed()
+        if ends:
+            trainer._logger_connector.update_train_step_metrics()
+        return ends
+
+    def _starts(self, batch: Any, index: int) -> Any:
+        call._call_callback_hooks(self._trainer, _START, batch, index)
+        return call._call_lightning_module_hook(self._trainer, _START, batch, index)
+
+    def _ends(self) -> bool:
+        """Whether the batch that is ending is one that Lightning, a logger or a callback of ours has to see."""
+        trainer = self._trainer
+        return (
+            trainer.should_stop
+            or self._loop._is_training_done
+            or trainer._logger_connector.should_update_logs
+            or position.validation_follows(trainer)
+            or self._is_due()
+        )
+
+    def _train(self, batch: Any, index: int) -> dict[str, Any]:
+        """One optimizer step; where nobody looks on, without asking who does."""
+        trainer = self._trainer
+        optimizer = trainer.optimizers[0]
+        arguments = (batch, index) if self._takes_index else (batch,)
+        if not self._is_plain:
+            named = OrderedDict(zip(("batch", "batch_idx"), arguments, strict=False))
+            return self._loop.automatic_optimization.run(optimizer, index, named)
+        progress = self._loop.automatic_optimization.optim_progress.optimizer
+        progress.step.increment_ready()
+        self._module._current_fx_name = _STEP
+        result = ClosureResult.from_training_step_output(trainer.strategy.training_step(*arguments))
+        self._module._current_fx_name = None
+        optimizer.zero_grad()
+        progress.zero_grad.increment_by(1)
+        if result.closure_loss is not None:
+            self._module.backward(result.closure_loss)
+        optimizer.step()
+        progress.step.increment_completed()
+        return {} if result.loss is None else result.asdict()
+
+
+def release(trainer: L.Trainer) -> None:
+    """Give Lightning's loop its own way back."""
+    vars(trainer.fit_loop.epoch_loop).pop("advance", None)
+
+
+def _callbacks(trainer: L.Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def _is_hooked(name: str, module: Any, callbacks: list[Callback]) -> bool:
+    """Whether the module or a callback that may change what is trained has a hook."""
+    return is_overridden(name, module, L.LightningModule) or any(is_overridden(name, c, Callback) for c in callbacks)
+
+
+def _is_plain(trainer: L.Trainer) -> bool:
+    """Whether nothing but the module's `training_step` and the optimizer has a part in a step."""
+    module: Any = trainer.lightning_module
+    return (
+        not gradients_matter(trainer)
+        and not is_overridden("optimizer_zero_grad", module, L.LightningModule)
+        and type(trainer.strategy) in twins(SingleDeviceStrategy)
+        and type(trainer.precision_plugin) in twins(Precision, DoublePrecision)
+        and isinstance(trainer.profiler, twins(PassThroughProfiler))  # type: ignore[attr-defined]
+    )
