@@ -13,22 +13,24 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ProgressBar
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.plugins.precision import DoublePrecision, Precision
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from lt_lightning import position
 from lt_lightning.enforcement import gradients_matter
+from lt_lightning.hooks import END, START, WITHIN, hooked
 from lt_lightning.twins import twins
 
-_START, _END = "on_train_batch_start", "on_train_batch_end"
-_WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-_STEP = "training_step"
+_MOVING = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 def checked(steps: Any) -> int:
@@ -75,8 +77,11 @@ class Chunks:
         self._module: Any = trainer.lightning_module
         self._single = self._loop.advance
         others = [each for each in _callbacks(trainer) if not isinstance(each, (*lookers, *twins(ProgressBar)))]
-        self._hooked = {name for name in (_START, _END, *_WITHIN) if _is_hooked(name, self._module, others)}
-        self._is_plain = not self._hooked.intersection(_WITHIN) and _is_plain(trainer)
+        self._hooked = hooked(self._module, others)
+        self._is_plain = self._hooked.isdisjoint(WITHIN) and _is_plain(trainer)
+        self._stays = self._is_plain and not _moves_batches(trainer)
+        is_direct = trainer.strategy.model is self._module
+        self._run = self._module.training_step if is_direct else trainer.strategy.training_step
         self._takes_index = len(self._loop._build_kwargs(OrderedDict(), None, 0)) > 1
 
     def begin(self) -> None:
@@ -93,7 +98,8 @@ class Chunks:
         self._loop.val_loop.restarting = False
         left = self._size
         while not self._step(fetcher, is_last=left == 1):
-            self._loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+            if self._trainer.lr_scheduler_configs:
+                self._loop.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._loop._batches_that_stepped += 1
             left -= 1
 
@@ -102,30 +108,29 @@ class Chunks:
         trainer, loop = self._trainer, self._loop
         batch, _, _ = next(fetcher)
         loop.batch_progress.is_last_batch = fetcher.done
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        batch = self._moved(batch)
         index = loop.batch_idx + 1
         loop.batch_progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
         outputs, skips = None, False
         if batch is None:
             loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
-        elif skips := _START in self._hooked and self._starts(batch, index) == -1:
+        elif skips := START in self._hooked and self._starts(batch, index) == -1:
             loop.batch_progress.is_last_batch = True
         else:
             loop.batch_progress.increment_started()
             outputs = self._train(batch, index)
         loop.batch_progress.increment_processed()
-        loop.update_lr_schedulers("step", update_plateau_schedulers=False)
-        if loop._num_ready_batches_reached():
-            loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        if trainer.lr_scheduler_configs:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if loop._num_ready_batches_reached():
+                loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skips:
             raise StopIteration
         ends = is_last or self._ends()
-        if ends or _END in self._hooked:
-            call._call_callback_hooks(trainer, _END, outputs, batch, index)
-            call._call_lightning_module_hook(trainer, _END, outputs, batch, index)
+        if ends or END in self._hooked:
+            call._call_callback_hooks(trainer, END, outputs, batch, index)
+            call._call_lightning_module_hook(trainer, END, outputs, batch, index)
             ends = ends or trainer.should_stop or self._is_due()  # which a hook, or a signal, may have changed
         if ends:
             trainer._logger_connector.on_batch_end()
@@ -134,9 +139,18 @@ class Chunks:
             trainer._logger_connector.update_train_step_metrics()
         return ends
 
+    def _moved(self, batch: Any) -> Any:
+        """The batch as the module takes it."""
+        device = self._trainer.strategy.root_device
+        if self._stays and isinstance(batch, (list, tuple)) and all(_lies_on(device, each) for each in batch):
+            return batch
+        batch = self._trainer.precision_plugin.convert_input(batch)
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
     def _starts(self, batch: Any, index: int) -> Any:
-        call._call_callback_hooks(self._trainer, _START, batch, index)
-        return call._call_lightning_module_hook(self._trainer, _START, batch, index)
+        call._call_callback_hooks(self._trainer, START, batch, index)
+        return call._call_lightning_module_hook(self._trainer, START, batch, index)
 
     def _ends(self) -> bool:
         """Whether the batch that is ending is one that Lightning, a logger or a callback of ours has to see."""
@@ -159,16 +173,25 @@ class Chunks:
             return self._loop.automatic_optimization.run(optimizer, index, named)
         progress = self._loop.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
-        self._module._current_fx_name = _STEP
-        result = ClosureResult.from_training_step_output(trainer.strategy.training_step(*arguments))
+        self._module._current_fx_name = "training_step"
+        output = self._run(*arguments)
         self._module._current_fx_name = None
+        loss, others = _parts(output)
         optimizer.zero_grad()
         progress.zero_grad.increment_by(1)
-        if result.closure_loss is not None:
-            self._module.backward(result.closure_loss)
+        if loss is not None:
+            self._module.backward(loss)
         optimizer.step()
         progress.step.increment_completed()
-        return {} if result.loss is None else result.asdict()
+        return {} if loss is None else {"loss": loss.detach(), **others}
+
+
+def _parts(output: Any) -> tuple[Tensor | None, dict[str, Any]]:
+    """The loss that `training_step` returned, and what else it did."""
+    if isinstance(output, Tensor):
+        return output, {}
+    result = ClosureResult.from_training_step_output(output)  # which also says what is wrong with it
+    return result.closure_loss, result.extra
 
 
 def release(trainer: L.Trainer) -> None:
@@ -177,12 +200,7 @@ def release(trainer: L.Trainer) -> None:
 
 
 def _callbacks(trainer: L.Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
-
-
-def _is_hooked(name: str, module: Any, callbacks: list[Callback]) -> bool:
-    """Whether the module or a callback that may change what is trained has a hook."""
-    return is_overridden(name, module, L.LightningModule) or any(is_overridden(name, c, Callback) for c in callbacks)
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _is_plain(trainer: L.Trainer) -> bool:
@@ -192,6 +210,16 @@ def _is_plain(trainer: L.Trainer) -> bool:
         not gradients_matter(trainer)
         and not is_overridden("optimizer_zero_grad", module, L.LightningModule)
         and type(trainer.strategy) in twins(SingleDeviceStrategy)
-        and type(trainer.precision_plugin) in twins(Precision, DoublePrecision)
+        and type(trainer.precision_plugin) in twins(Precision)
         and isinstance(trainer.profiler, twins(PassThroughProfiler))  # type: ignore[attr-defined]
     )
+
+
+def _moves_batches(trainer: L.Trainer) -> bool:
+    """Whether the module or the data module has its own way to move batches."""
+    sources = (trainer.lightning_module, trainer.datamodule)  # type: ignore[attr-defined]
+    return any(is_overridden(name, each, DataHooks) for name in _MOVING for each in sources)
+
+
+def _lies_on(device: torch.device, value: Any) -> bool:
+    return type(value) is Tensor and value.device == device

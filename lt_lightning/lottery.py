@@ -128,11 +128,11 @@ def lottery(
             and convolution layers that are measured to be faster so, once a fit; a density in (0, 1], those that are
             no denser; or "off". On one CPU process, in single or double precision. Results are those of dense layers
             up to the order in which floats are added, so a run may change it at any time.
-        steps_per_batch: how many optimizer steps, each of a batch of its own, are taken in one turn of Lightning's loop,
-            which costs small networks more than the arithmetic: 20 takes up to twenty. A chunk ends where something is
-            due: a validation, a saved point, a logged step. Steps are counted singly, and progress bars move once a
-            chunk. On one device, with automatic optimization. It changes no bit of any result, so a run may change it
-            at any time.
+        steps_per_batch: how many optimizer steps, each with a batch of its own, are taken in one turn of Lightning's
+            loop, which takes small networks longer than the arithmetic: 20 takes up to twenty. Fewer, where something
+            is due before: a validation, a saved point, a logged step. Steps are counted singly, and progress bars move
+            once a turn. On one device, with automatic optimization. It changes no bit of any result, so a run may
+            change it at any time.
         dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 

@@ -18,6 +18,7 @@ from lt_lightning import (
     chunks,
     epoch_metrics,
     guard,
+    hooks,
     loading,
     moments,
     position,
@@ -88,6 +89,7 @@ class Ticket(Callback):
         self._saving = self._make_saving()
         self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
+        hooks.leave_out_empty(self)
 
     def __repr__(self) -> str:
         return f"Ticket({self.name}, density={self.density:.4g})"
@@ -536,7 +538,9 @@ class _EpochEnd:
 
 def _epoch_end(ticket: Ticket) -> Any:
     """The callback that every Trainer takes for a checkpoint callback, whichever package it comes from."""
-    return type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
+    made = type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
+    hooks.leave_out_empty(made)
+    return made
 
 
 def _is_logged(trainer: L.Trainer) -> bool:

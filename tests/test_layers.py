@@ -16,7 +16,7 @@ FLOORS = (
     {"sharded", "csr"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy"),
-        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
+        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics", "hooks"),
     },
     {"parts", "strategies", "probe", "changes", "replaced"},
     {
