@@ -68,11 +68,11 @@ class Chunks:
         trainer: of the fit.
         size: how many steps at most, 2 or more.
         lookers: the callbacks of ours, which only look on.
-        is_due: whether any of them has something to do at the end of the batch that is ending.
+        due_in: in how many steps one of them has something to do, if at most so many are taken; 0: at this one.
     """
 
-    def __init__(self, trainer: L.Trainer, size: int, lookers: tuple[type, ...], is_due: Callable[[], bool]) -> None:
-        self._trainer, self._size, self._is_due = trainer, size, is_due
+    def __init__(self, trainer: L.Trainer, size: int, lookers: tuple[type, ...], due_in: Callable[[int], int]) -> None:
+        self._trainer, self._size, self._due_in = trainer, size, due_in
         self._loop: Any = trainer.fit_loop.epoch_loop
         self._module: Any = trainer.lightning_module
         self._single = self._loop.advance
@@ -96,12 +96,22 @@ class Chunks:
             self._single(fetcher)
             return
         self._loop.val_loop.restarting = False
-        left = self._size
-        while not self._step(fetcher, is_last=left == 1):
+        left = self._ahead()
+        while not self._step(fetcher, is_last=left <= 1):
             if self._trainer.lr_scheduler_configs:
                 self._loop.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._loop._batches_that_stepped += 1
             left -= 1
+
+    def _ahead(self) -> int:
+        """How many steps to take, as far as that is known before."""
+        trainer, loop = self._trainer, self._loop
+        most = min(self._size, position.validation_in(trainer))
+        if trainer.max_steps != -1:
+            most = min(most, trainer.max_steps - trainer.global_step)
+        if every := trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            most = min(most, every - loop._batches_that_stepped % every)
+        return min(most, self._due_in(most))
 
     def _step(self, fetcher: Any, is_last: bool) -> bool:
         """Train a batch, as `_TrainingEpochLoop.advance` does; whether the chunk ends with it."""
@@ -127,11 +137,11 @@ class Chunks:
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skips:
             raise StopIteration
-        ends = is_last or self._ends()
+        ends = is_last or trainer.should_stop or loop._num_ready_batches_reached()
         if ends or END in self._hooked:
             call._call_callback_hooks(trainer, END, outputs, batch, index)
             call._call_lightning_module_hook(trainer, END, outputs, batch, index)
-            ends = ends or trainer.should_stop or self._is_due()  # which a hook, or a signal, may have changed
+            ends = ends or trainer.should_stop or self._due_in(1) == 0  # which a hook, or a signal, may have changed
         if ends:
             trainer._logger_connector.on_batch_end()
         loop.batch_progress.increment_completed()
@@ -151,17 +161,6 @@ class Chunks:
     def _starts(self, batch: Any, index: int) -> Any:
         call._call_callback_hooks(self._trainer, START, batch, index)
         return call._call_lightning_module_hook(self._trainer, START, batch, index)
-
-    def _ends(self) -> bool:
-        """Whether the batch that is ending is one that Lightning, a logger or a callback of ours has to see."""
-        trainer = self._trainer
-        return (
-            trainer.should_stop
-            or self._loop._is_training_done
-            or trainer._logger_connector.should_update_logs
-            or position.validation_follows(trainer)
-            or self._is_due()
-        )
 
     def _train(self, batch: Any, index: int) -> dict[str, Any]:
         """One optimizer step; where nobody looks on, without asking who does."""

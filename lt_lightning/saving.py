@@ -71,9 +71,15 @@ class Saving:
         self._interruption.stop_noting()
         moments.release(trainer)
 
-    def is_due(self, trainer: L.Trainer) -> bool:
-        """Whether something is to be saved after this batch, if it is one that takes a single step."""
-        return trainer.global_step in self._point_steps or self._last_is_due(trainer)
+    def due_in(self, step: int) -> int | None:
+        """In how many steps after `step` a save is due; 0: now, as a signal came; None: not within the epoch."""
+        every = self._plan.every
+        if self._interruption.signal is not None:
+            return 0
+        due = [point for point in self._point_steps if point > step]
+        if isinstance(every, RewindStep) and every.unit == "steps":
+            due.append(max(self._saved_step + every.count, step + 1))
+        return min(due) - step if due else None
 
     def batch_ends(self, trainer: L.Trainer) -> None:
         """Take note of where a checkpoint of this batch would stand. Call in `on_train_batch_end`.

@@ -272,18 +272,19 @@ class Ticket(Callback):
         self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
         if self.plan.steps_per_batch > 1:
-            due = partial(self._is_due, trainer)
-            chunks.Chunks(trainer, self.plan.steps_per_batch, (Ticket, pulse.Pulse), due).begin()
+            due_in = partial(self._due_in, trainer)
+            chunks.Chunks(trainer, self.plan.steps_per_batch, (Ticket, pulse.Pulse), due_in).begin()
 
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether there is anything to do at the end of this batch."""
-        return bool(
-            _is_logged(trainer)
-            or self._saving.is_due(trainer)
-            or self._logged_before
-            or self._execution.is_watching
-            or (self._tightening and self._tightening.is_due(trainer))
-        )
+    def _due_in(self, trainer: L.Trainer, most: int) -> int:
+        """In how many steps there is something to do, if at most so many are taken within the epoch; 0: now."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        saving = self._saving.due_in(step)
+        most = most if saving is None else min(most, saving)
+        if self._logged_before or self._execution.is_watching:
+            most = min(most, 1)
+        if every:
+            most = min(most, every - step % every)
+        return self._tightening.due_in(trainer, most) if self._tightening else most
 
     def _begin_sparse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.plan.sparse == "off":

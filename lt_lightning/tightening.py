@@ -66,12 +66,18 @@ class Tightening:
         check_norms(chosen, trainer.lightning_module)
         return chosen
 
-    def is_due(self, trainer: L.Trainer) -> bool:
-        """Whether `tighten` has to be called at the end of this batch."""
-        return not self.is_over and (self._is_time(trainer, self._steps) or self._density(trainer) == self._after)
+    def due_in(self, trainer: L.Trainer, most: int) -> int:
+        """In how many steps `tighten` has to be called, if within the epoch and in at most so many."""
+        if self.is_over:
+            return most
+        every = self._plan.gradual_every
+        if every.unit == "steps":
+            most = min(most, every.count - trainer.global_step % every.count)
+        return next((n for n in range(1, most) if self._density(trainer, n) == self._after), most)
 
-    def _density(self, trainer: L.Trainer) -> Density:
-        return density_at(self._plan.gradual, position.progress(trainer), self._before, self._after)  # type: ignore[arg-type]
+    def _density(self, trainer: L.Trainer, ahead: int = 0) -> Density:
+        done = position.progress(trainer, ahead)
+        return density_at(self._plan.gradual, done, self._before, self._after)  # type: ignore[arg-type]
 
     def _is_time(self, trainer: L.Trainer, before: int) -> bool:
         every = self._plan.gradual_every
