@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -137,7 +137,7 @@ class Chunks:
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skips:
             raise StopIteration
-        ends = is_last or trainer.should_stop or loop._num_ready_batches_reached()
+        ends = is_last or batch is None or trainer.should_stop or loop._num_ready_batches_reached()
         if ends or END in self._hooked:
             call._call_callback_hooks(trainer, END, outputs, batch, index)
             call._call_lightning_module_hook(trainer, END, outputs, batch, index)
@@ -178,7 +178,11 @@ class Chunks:
         loss, others = _parts(output)
         optimizer.zero_grad()
         progress.zero_grad.increment_by(1)
-        if loss is not None:
+        if loss is None:
+            Closure.warning_cache.warn(
+                "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+            )
+        else:
             self._module.backward(loss)
         optimizer.step()
         progress.step.increment_completed()

@@ -80,7 +80,7 @@ MADE |= {"by hand": TwoOptimizers, "plateau": MODELS["plateau by training"]}
 
 
 def drawn(draws):
-    """A way to train and a list of interruptions."""
+    """A way to train and a list of interruptions; `sizes` are the `steps_per_batch` of the whole run and its restarts."""
     options = {key: draws.choice(values) for key, values in CHOICES.items()}
     way = {
         "model": draws.choice(list(MADE)),
@@ -101,12 +101,16 @@ def drawn(draws):
     if way["model"] == "by hand":
         options |= {"gradient_clip_val": None}
         way["callbacks"] = draws.choice(["none", "averaging"])
+    way["sizes"] = [1, *(draws.choice([1, 2, 5]) for _ in range(3))]
+    if way["callbacks"] == "accumulating" or way["model"] == "by hand" or options["accumulate_grad_batches"] > 1:
+        way["sizes"] = [1, 1, 1, 1]
     stops = [(draws.choice(HOOKS), draws.randint(1, 12), draws.choice([Stop, Stop, *SIGNALS])) for _ in range(2)]
     return way | {"options": options}, stops
 
 
 def run(directory, way, interrupt=()):
     way = dict(way)
+    way.pop("sizes")
     model, loader, callbacks, options = (way.pop(key) for key in ("model", "loader", "callbacks", "options"))
     for ticket in lottery(MADE[model], rounds=1, directory=directory, **way):
         fit = trainer(ticket, [*CALLBACKS[callbacks](), *interrupt], **options)
@@ -117,11 +121,12 @@ def run(directory, way, interrupt=()):
 @pytest.mark.parametrize("seed", range(100))
 def test_a_random_way_to_train_that_is_interrupted_anywhere_ends_with_the_same_bits(tmp_path, seed):
     way, stops = drawn(random.Random(seed))
-    run(tmp_path / "whole", way)
-    for stop in stops:
+    whole, *others, last = way["sizes"]
+    run(tmp_path / "whole", way | {"steps_per_batch": whole})
+    for stop, steps in zip(stops, others, strict=True):
         with suppress(Stop, SystemExit):
-            run(tmp_path / "stopped", way, [Interrupt(*stop)])
-    run(tmp_path / "stopped", way)
+            run(tmp_path / "stopped", way | {"steps_per_batch": steps}, [Interrupt(*stop)])
+    run(tmp_path / "stopped", way | {"steps_per_batch": last})
     assert_same_directories(tmp_path / "whole", tmp_path / "stopped")
 
 
