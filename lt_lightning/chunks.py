@@ -179,9 +179,7 @@ class Chunks:
         optimizer.zero_grad()
         progress.zero_grad.increment_by(1)
         if loss is None:
-            Closure.warning_cache.warn(
-                "`training_step` returned `None`. If this was on purpose, ignore this warning..."
-            )
+            Closure.warning_cache.warn("`training_step` returned `None`. If this was on purpose, ignore this warning.")
         else:
             self._module.backward(loss)
         optimizer.step()

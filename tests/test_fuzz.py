@@ -102,10 +102,8 @@ def drawn(draws):
         options |= {"gradient_clip_val": None}
         way["callbacks"] = draws.choice(["none", "averaging"])
     stops = [(draws.choice(HOOKS), draws.randint(1, 12), draws.choice([Stop, Stop, *SIGNALS])) for _ in range(2)]
-    several = (
-        way["callbacks"] != "accumulating" and way["model"] != "by hand" and options["accumulate_grad_batches"] == 1
-    )
-    sizes = [draws.choice([1, 2, 5]) if several else 1 for _ in range(3)]
+    accumulates = way["callbacks"] == "accumulating" or options["accumulate_grad_batches"] > 1
+    sizes = [1 if accumulates or way["model"] == "by hand" else draws.choice([1, 2, 5]) for _ in range(3)]
     return way | {"options": options}, stops, sizes
 
 
