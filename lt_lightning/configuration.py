@@ -41,6 +41,7 @@ NEUTRAL = (
     "lottery.stop_when*",
     "prune.keep_last",
     "prune.sparse",
+    "prune.steps_per_batch",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import checkpoints, lazy, liveness, lock, preview, pruning, sharing, ticketfile
+from lt_lightning import checkpoints, chunks, lazy, liveness, lock, preview, pruning, sharing, ticketfile
 from lt_lightning.atomic import recover, remove, write_text
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
@@ -70,6 +70,7 @@ def lottery(
     keep_last: bool = False,
     every: int | str | None = "auto",
     sparse: Sparse | bool = "off",
+    steps_per_batch: int = 1,
     dry_run: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
@@ -127,6 +128,11 @@ def lottery(
             and convolution layers that are measured to be faster so, once a fit; a density in (0, 1], those that are
             no denser; or "off". On one CPU process, in single or double precision. Results are those of dense layers
             up to the order in which floats are added, so a run may change it at any time.
+        steps_per_batch: how many optimizer steps, each with a batch of its own, are taken in one turn of Lightning's
+            loop, which takes small networks longer than the arithmetic: 20 takes up to twenty. Fewer, where something
+            is due before: a validation, a saved point, a logged step. Steps are counted singly, and progress bars move
+            once a turn. On one device, with automatic optimization. It changes no bit of any result, so a run may
+            change it at any time.
         dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
@@ -173,6 +179,7 @@ def lottery(
         keep_last=keep_last,
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         sparse=checked(sparse),
+        steps_per_batch=chunks.checked(steps_per_batch),
         config=dict(config or {}),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),

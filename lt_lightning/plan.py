@@ -63,6 +63,7 @@ class Plan:
     gradual_every: RewindStep = EACH_EPOCH
     early_bird: EarlyBird | None = None
     stop_when: StopWhen | None = None
+    steps_per_batch: int = 1
 
     @property
     def fingerprint(self) -> str:

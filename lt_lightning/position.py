@@ -8,6 +8,7 @@ Lightning creates the iterator of an epoch at different moments (issues 18780 an
 private names below; `tests/test_position.py` holds them to what they are used for.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -90,6 +91,18 @@ def validation_follows(trainer: L.Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
+def validation_in(trainer: L.Trainer) -> int:
+    """In how many batches there is the next validation; after the epoch's last one there may be one before."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    every: Any = trainer.val_check_batch
+    if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+        return 1  # the clock decides
+    if every == float("inf") or not loop._should_check_val_epoch():
+        return sys.maxsize
+    done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return every - (done + 1) % every
+
+
 def finish_epoch(trainer: L.Trainer) -> None:
     """Let a fit that restarts at the end of an epoch begin the next one. Call first in `on_train_start`.
 
@@ -138,17 +151,19 @@ def has_end(trainer: L.Trainer) -> bool:
     return trainer.max_steps > 0 or (trainer.max_epochs or -1) > 0
 
 
-def progress(trainer: L.Trainer) -> float:
+def progress(trainer: L.Trainer, ahead: int = 0) -> float:
     """How much of the fit is done at the end of a batch, in [0, 1]: of its steps or of its epochs, whichever is more.
+
+    With `ahead`, after so many more batches of the same epoch, of a step each.
 
     It counts from step 0, also in a fit that starts from a later rewind point. Within epochs of unknown length only
     whole ones count.
     """
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    epoch = 1.0 if trainer.is_last_batch else batches / trainer.num_training_batches
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current.ready + ahead
+    epoch = 1.0 if trainer.is_last_batch and not ahead else batches / trainer.num_training_batches
     epochs = trainer.max_epochs or -1
     shares = [
-        trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0,
+        (trainer.global_step + ahead) / trainer.max_steps if trainer.max_steps > 0 else 0.0,
         (trainer.current_epoch + epoch) / epochs if epochs > 0 else 0.0,
     ]
     return min(max(shares), 1.0)

@@ -15,6 +15,7 @@ from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
+from lt_lightning import hooks
 from lt_lightning.processes import is_writer
 from lt_lightning.pulse import steps
 from lt_lightning.rundir import RunDirectory
@@ -120,6 +121,7 @@ class _RoundBar(ProgressBar):
         self._description = description
         self._on = not progress._bars.disable
         self._next = 0.0
+        hooks.leave_out_empty(self)
 
     def disable(self) -> None:
         """Stop reporting; Lightning asks for it on ranks other than zero."""

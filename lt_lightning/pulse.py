@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lt_lightning import liveness
+from lt_lightning import hooks, liveness
 from lt_lightning.processes import is_writer
 
 EVERY = 10.0
@@ -27,6 +27,7 @@ class Pulse(Callback):
     def __init__(self, ticket: Any) -> None:
         self._ticket = ticket
         self._next = 0.0
+        hooks.leave_out_empty(self)
         self._first: tuple[float, int] | None = None
         """When training began, and at which step."""
 

@@ -49,6 +49,8 @@ class Saving:
         self._counters: dict[str, Any] = {}
         self._in_epoch = False
         self._trim: Callable[[dict[str, Any]], None] | None = None
+        steps = [step.count for step in (plan.rewind_step, *plan.points) if step.unit == "steps"]
+        self._point_steps = frozenset(steps if makes_points else ())
 
     def begin(self, trainer: L.Trainer) -> None:
         """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
@@ -68,6 +70,16 @@ class Saving:
         """Save nothing any more, and leave signals to others."""
         self._interruption.stop_noting()
         moments.release(trainer)
+
+    def due_in(self, step: int) -> int | None:
+        """In how many steps after `step` a save is due; 0: now, as a signal came; None: not within the epoch."""
+        every = self._plan.every
+        if self._interruption.signal is not None:
+            return 0
+        due = [point for point in self._point_steps if point > step]
+        if isinstance(every, RewindStep) and every.unit == "steps":
+            due.append(max(self._saved_step + every.count, step + 1))
+        return min(due) - step if due else None
 
     def batch_ends(self, trainer: L.Trainer) -> None:
         """Take note of where a checkpoint of this batch would stand. Call in `on_train_batch_end`.

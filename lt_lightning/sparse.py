@@ -166,6 +166,11 @@ class Execution:
                 note = partial(_note, self._seen, name)
                 self._handles.append(layer.module.register_forward_pre_hook(note))
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether it waits for the end of the first step."""
+        return self._start is not None
+
     def after_batch(self, trainer: L.Trainer, last: bool) -> None:
         """Replace layers if the first step is behind us; `last` is whether it was the only one."""
         if self._start is not None and trainer.global_step > self._first:

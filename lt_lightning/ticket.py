@@ -14,7 +14,20 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import epoch_metrics, guard, loading, moments, position, pulse, sharded, sparse, strategies, tuning
+from lt_lightning import (
+    chunks,
+    epoch_metrics,
+    guard,
+    hooks,
+    loading,
+    moments,
+    position,
+    pulse,
+    sharded,
+    sparse,
+    strategies,
+    tuning,
+)
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
 from lt_lightning.masks import Masks, all_kept, check_fit, density
@@ -76,6 +89,7 @@ class Ticket(Callback):
         self._saving = self._make_saving()
         self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
+        hooks.leave_out_empty(self)
 
     def __repr__(self) -> str:
         return f"Ticket({self.name}, density={self.density:.4g})"
@@ -158,6 +172,8 @@ class Ticket(Callback):
                 each.check(trainer)
         if self.plan.sparse != "off":
             sparse.check(trainer, self.model, pl_module)
+        if self.plan.steps_per_batch > 1:
+            chunks.check(trainer)
         if isinstance(trainer.precision_plugin, twins(DoublePrecision)):
             pl_module.double()  # Lightning does so only after a checkpoint is loaded, and would round its weights
         trial = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -256,6 +272,20 @@ class Ticket(Callback):
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
         self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
+        if self.plan.steps_per_batch > 1:
+            due_in = partial(self._due_in, trainer)
+            chunks.Chunks(trainer, self.plan.steps_per_batch, (Ticket, pulse.Pulse), due_in).begin()
+
+    def _due_in(self, trainer: L.Trainer, most: int) -> int:
+        """In how many steps there is something to do, if at most so many are taken within the epoch; 0: now."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        saving = self._saving.due_in(step)
+        most = most if saving is None else min(most, saving)
+        if self._logged_before or self._execution.is_watching:
+            most = min(most, 1)
+        if every:
+            most = min(most, every - step % every)
+        return self._tightening.due_in(trainer, most) if self._tightening else most
 
     def _begin_sparse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.plan.sparse == "off":
@@ -328,7 +358,7 @@ class Ticket(Callback):
         """Tighten masks, keep the curves now and then, and note where a checkpoint of this batch would stand."""
         if self._tightening and (chosen := self._tightening.tighten(trainer, self.masks)):
             self._tighten_to(chosen, trainer)
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if _is_logged(trainer):
             self._measured.log(trainer)
         if position.validation_follows(trainer):
             self._random_state = random_state()
@@ -442,6 +472,7 @@ class Ticket(Callback):
 
     def _release(self, trainer: L.Trainer) -> None:
         self._saving.release(trainer)
+        chunks.release(trainer)
         self._execution.end()
         self._enforcement.release()
         ours = (_EpochEnd, _BeforeSearch)
@@ -510,7 +541,15 @@ class _EpochEnd:
 
 def _epoch_end(ticket: Ticket) -> Any:
     """The callback that every Trainer takes for a checkpoint callback, whichever package it comes from."""
-    return type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
+    made = type("_EpochEnd", (_EpochEnd, *twins(Checkpoint)), {})(ticket)
+    hooks.leave_out_empty(made)
+    return made
+
+
+def _is_logged(trainer: L.Trainer) -> bool:
+    """Whether the curves have a row of this step."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and trainer.global_step % every == 0
 
 
 def unwrap_compiled(model: nn.Module) -> L.LightningModule:

@@ -58,13 +58,26 @@ class Tightening:
         before, self._steps = self._steps, trainer.global_step
         if self.is_over:
             return None
-        now = density_at(self._plan.gradual, position.progress(trainer), self._before, self._after)  # type: ignore[arg-type]
+        now = self._density(trainer)
         if now == self._now or not (now == self._after or self._is_time(trainer, before)):
             return None
         self._now = now
         chosen = choose_now(self._plan, self._round, masks, now, trainer)
         check_norms(chosen, trainer.lightning_module)
         return chosen
+
+    def due_in(self, trainer: L.Trainer, most: int) -> int:
+        """In how many steps `tighten` has to be called, if within the epoch and in at most so many."""
+        if self.is_over:
+            return most
+        every = self._plan.gradual_every
+        if every.unit == "steps":
+            most = min(most, every.count - trainer.global_step % every.count)
+        return next((n for n in range(1, most) if self._density(trainer, n) == self._after), most)
+
+    def _density(self, trainer: L.Trainer, ahead: int = 0) -> Density:
+        done = position.progress(trainer, ahead)
+        return density_at(self._plan.gradual, done, self._before, self._after)  # type: ignore[arg-type]
 
     def _is_time(self, trainer: L.Trainer, before: int) -> bool:
         every = self._plan.gradual_every

@@ -34,6 +34,7 @@ NEUTRAL = [
     ("prune.dry_run", True),
     ("prune.every", "5 steps"),
     ("prune.sparse", "auto"),
+    ("prune.steps_per_batch", 20),
     ("prune.keep_last", True),
     ("trainer.accelerator", "gpu"),
     ("trainer.devices", 8),

@@ -80,7 +80,7 @@ MADE |= {"by hand": TwoOptimizers, "plateau": MODELS["plateau by training"]}
 
 
 def drawn(draws):
-    """A way to train and a list of interruptions."""
+    """A way to train, a list of interruptions, and the `steps_per_batch` before, between and after them."""
     options = {key: draws.choice(values) for key, values in CHOICES.items()}
     way = {
         "model": draws.choice(list(MADE)),
@@ -102,7 +102,9 @@ def drawn(draws):
         options |= {"gradient_clip_val": None}
         way["callbacks"] = draws.choice(["none", "averaging"])
     stops = [(draws.choice(HOOKS), draws.randint(1, 12), draws.choice([Stop, Stop, *SIGNALS])) for _ in range(2)]
-    return way | {"options": options}, stops
+    accumulates = way["callbacks"] == "accumulating" or options["accumulate_grad_batches"] > 1
+    sizes = [1 if accumulates or way["model"] == "by hand" else draws.choice([1, 2, 5]) for _ in range(3)]
+    return way | {"options": options}, stops, sizes
 
 
 def run(directory, way, interrupt=()):
@@ -116,12 +118,12 @@ def run(directory, way, interrupt=()):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100))
 def test_a_random_way_to_train_that_is_interrupted_anywhere_ends_with_the_same_bits(tmp_path, seed):
-    way, stops = drawn(random.Random(seed))
+    way, stops, sizes = drawn(random.Random(seed))
     run(tmp_path / "whole", way)
-    for stop in stops:
+    for stop, steps in zip(stops, sizes, strict=False):
         with suppress(Stop, SystemExit):
-            run(tmp_path / "stopped", way, [Interrupt(*stop)])
-    run(tmp_path / "stopped", way)
+            run(tmp_path / "stopped", way | {"steps_per_batch": steps}, [Interrupt(*stop)])
+    run(tmp_path / "stopped", way | {"steps_per_batch": sizes[-1]})
     assert_same_directories(tmp_path / "whole", tmp_path / "stopped")
 
 

@@ -15,6 +15,7 @@ WAYS = {
     "within epochs": {"every": "3 steps", "rewind": keep_weights},
     "within epochs, two workers": {"every": "2 steps", "workers": 2},
     "tightening masks": {"every": "3 steps", "gradual": cubically(), "gradual_every": "2 steps"},
+    "several steps at once": {"every": "3 steps", "steps_per_batch": 4},
     "an early end of round 0": {"every": "3 steps", "early_bird": settled(0.9, epochs=1)},
 }
 

@@ -17,7 +17,7 @@ FLOORS = (
     {"sharded", "csr"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "lazy", "hub"),
-        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics"),
+        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics", "hooks"),
     },
     {"parts", "strategies", "probe", "changes", "apply", "replaced"},
     {
@@ -36,7 +36,7 @@ FLOORS = (
         "enforcement",
         "sparse",
     },
-    {"prunable", "at_init"},
+    {"prunable", "at_init", "chunks"},
     {"records"},
     {"stopping"},
     {"plan", "ticketfile", "checkpoints", "loading", "pulse"},

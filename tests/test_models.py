@@ -13,6 +13,7 @@ from torch.nn.functional import conv2d, cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from lt_lightning.models import (
     Classifier,
@@ -530,3 +531,18 @@ def test_factories_get_plain_lists():
     steps = instantiate(compose("resnet20").model).make_scheduler
     assert type(adam.keywords["betas"]) is list
     assert type(steps.keywords["milestones"]) is list
+
+
+def test_accuracy_counts_as_torchmetrics_does():
+    ours = Classifier(nn.Identity(), SGD, num_classes=4).train_accuracy
+    theirs = MulticlassAccuracy(4, average="micro")
+    draw = torch.Generator().manual_seed(0)
+    for size in (7, 1, 60):
+        logits = torch.randint(0, 3, (size, 4), generator=draw).float()  # with ties
+        labels = torch.randint(0, 4, (size,), generator=draw)
+        ours.update(logits, labels)
+        theirs.update(logits, labels)
+        assert torch.equal(ours.compute(), theirs.compute())
+    ours.reset()
+    ours.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    assert ours.compute() == 0.75

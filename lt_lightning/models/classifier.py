@@ -111,6 +111,18 @@ def is_read(trainer: Trainer) -> bool:
     return trainer.is_last_batch or step == trainer.max_steps or bool(every and step % every == 0)
 
 
+class _Accuracy(MulticlassAccuracy):
+    """Counts right answers, with the same results: torchmetrics counts four ways, in a tenth of a small step's time."""
+
+    tp: Tensor
+    fn: Tensor
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        right = (preds.argmax(1) == target).sum()
+        self.tp.add_(right)
+        self.fn.add_(len(target) - right)
+
+
 def _accuracy(num_classes: int) -> MulticlassAccuracy:
     # Checking the labels would wait for the device at every step; cross entropy refuses bad ones anyway.
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+    return _Accuracy(num_classes, average="micro", validate_args=False)
