@@ -76,23 +76,31 @@ class Enforcement:
 
     def begin(self, trainer: L.Trainer) -> None:
         """Mask all that was restored, and from now on the weights after every step."""
-        self.mask_weights()
         if not self._multipliers:
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            average = getattr(callback, "_average_model", None)
-            if isinstance(callback, twins(WeightAveraging)) and average is not None:
-                self._mask_average(average.module)
-            elif isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
-                self._mask_average(average)
-        self.mask_states(trainer.optimizers)
+        self.clear(trainer)
         self._masks_gradients = gradients_matter(trainer)
         self._hook_steps(trainer)
 
-    def mask_states(self, optimizers: Iterable[Optimizer]) -> None:
-        """Set what optimizers hold of pruned weights to zero."""
-        for optimizer in optimizers if self._multipliers else ():
-            self._mask_state(optimizer)
+    @torch.no_grad()
+    def clear(self, trainer: L.Trainer) -> None:
+        """Set pruned weights, and what averages and optimizers hold of them, to zero, before any of it is saved.
+
+        To +0.0: multiplied by a mask a weight may be -0.0, and which it is depends on when a fit was saved before.
+        """
+        for parameter, multiplier in self._multipliers.items():
+            pruned = multiplier == 0
+            local(parameter).masked_fill_(pruned, 0.0)
+            for optimizer in trainer.optimizers:
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        local(value).masked_fill_(pruned.to(value.device), 0.0)
+        for callback in trainer.callbacks if self._multipliers else ():  # type: ignore[attr-defined]
+            average = getattr(callback, "_average_model", None)
+            if isinstance(callback, twins(WeightAveraging)) and average is not None:
+                self._clear_average(average.module)
+            elif isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
+                self._clear_average(average)
 
     def begin_search(self, trainer: L.Trainer) -> None:
         """As `begin`, where no callback is called: gradients are masked by hooks too."""
@@ -122,18 +130,10 @@ class Enforcement:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.mask_weights()
 
-    @torch.no_grad()
-    def _mask_average(self, module: nn.Module) -> None:
+    def _clear_average(self, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():
             if plain_name(name) in self._masks:
-                local(parameter).mul_(local(self._masks[plain_name(name)]).to(parameter.device))
-
-    @torch.no_grad()
-    def _mask_state(self, optimizer: Optimizer) -> None:
-        for parameter, multiplier in self._multipliers.items():
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    local(value).mul_(multiplier.to(value.device))
+                local(parameter).masked_fill_(~local(self._masks[plain_name(name)]).to(parameter.device), 0.0)
 
 
 def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:

@@ -493,7 +493,7 @@ class Ticket(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""
-        self._enforcement.mask_states(trainer.optimizers)
+        self._enforcement.clear(trainer)
         self._saving.complete(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from sampling import few
 from tiny import Tiny, loaders, play, trainer
 from torch import optim
 
-from lt_lightning import enforcement, lottery
+from lt_lightning import enforcement, keep_weights, lottery
 from lt_lightning.rundir import Checkpoint, RunDirectory
+from lt_lightning.ticketfile import read
 
 
 class Clips(Tiny):
@@ -78,3 +79,17 @@ def test_pruned_weights_are_zero_at_every_step_without_masked_gradients(tmp_path
         ticket.model.masks = {name: mask.clone() for name, mask in ticket.masks.items()}
         trainer(ticket).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
     assert not torch.stack([mask.all() for mask in ticket.masks.values()]).all()
+
+
+@pytest.mark.parametrize("kind", few(enforcement.INDEPENDENT, 0, 1))
+def test_what_is_saved_of_pruned_weights_is_zero_without_a_sign(tmp_path, kind):
+    """Multiplied by a mask they may be -0.0, which one depends on when the fit was saved before."""
+    play(tmp_path, model=partial(Tiny, optimizer=kind), rounds=1, rewind=keep_weights)
+    run = RunDirectory(tmp_path)
+    masks = read(run.arm(1).ticket).masks
+    drawn = read(run.arm(1).next / "ticket.safetensors", state=True).state  # what round 2 would start from
+    saved = [Checkpoint(path)["state_dict"] for path in (run.arm(1).final, run.arm(1).early_stop)]
+    for state in (drawn, *saved):
+        for name, mask in masks.items():
+            assert not torch.signbit(state[name][~mask]).any()
+            assert torch.signbit(state[name][mask]).any()
