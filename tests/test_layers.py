@@ -51,7 +51,20 @@ FLOORS = (
 SIDE = {"models": 2, "data": 2}
 """Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
 
-TOP = ("naming", "wording", "runs", "progress", "jobs", "sweeps", "analysis", "loggers", "status", "conf", "__main__")
+TOP = (
+    "naming",
+    "wording",
+    "runs",
+    "progress",
+    "jobs",
+    "sweeps",
+    "replicates",
+    "analysis",
+    "loggers",
+    "status",
+    "conf",
+    "__main__",
+)
 """What is built on the core; each imports from what comes before it here."""
 
 FOREIGN = {"hydra", "omegaconf", "submitit", "wandb", "matplotlib", "datasets", "rich", "tensorboard"}
