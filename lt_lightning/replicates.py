@@ -187,7 +187,7 @@ def fit(
         trainers[0].fit(cast(Any, tickets[0].model), data[0], ckpt_path=tickets[0].ckpt_path)
         return
     check(trainers, tickets, data)
-    conductor = _Conductor(trainers, tickets)
+    conductor = _Conductor(trainers, tickets, data)
     leader = make_trainer(
         default_root_dir=tickets[0].directory,
         callbacks=[conductor],
@@ -293,16 +293,17 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
         >>> run(stacked, torch.ones(2, 5, 3)).shape
         torch.Size([2, 5, 2])
     """
-    made, seen = copy.deepcopy(networks[0]), {}
+    made = copy.deepcopy(networks[0])
+    seen: dict[Tensor, Tensor] = {}  # tensors are keys by identity
     for one, *theirs in zip(made.modules(), *(each.modules() for each in networks), strict=True):
         for kind in ("_parameters", "_buffers"):
             for name, value in getattr(one, kind).items():
-                if value is not None and id(value) not in seen:
+                if value is not None and value not in seen:
                     values = torch.stack([getattr(each, kind)[name].detach() for each in theirs])
                     is_parameter = isinstance(value, nn.Parameter)
-                    seen[id(value)] = nn.Parameter(values, value.requires_grad) if is_parameter else values
+                    seen[value] = nn.Parameter(values, value.requires_grad) if is_parameter else values
                 if value is not None:
-                    getattr(one, kind)[name] = seen[id(value)]  # tied ones stay tied
+                    getattr(one, kind)[name] = seen[value]  # tied ones stay tied
         if type(one) is nn.Linear and "forward" not in vars(one):
             one.forward = partial(_linear, one)  # type: ignore[method-assign]
     return made
@@ -316,10 +317,15 @@ def run(network: nn.Module, inputs: Tensor, *, shared: bool = False) -> Tensor:
         inputs: [networks, batch, ...]; or [batch, ...] if they are `shared` by all.
         shared: see there.
     """
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    # By module, each once: with `tie_weights` torch would leave a layer that occurs twice with tensors of this call.
+    tensors = {
+        f"{prefix}.{name}".removeprefix("."): value
+        for prefix, module in network.named_modules()
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    }
 
     def one(tensors: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return torch.func.functional_call(network, tensors, (inputs,))
+        return torch.func.functional_call(network, tensors, (inputs,), tie_weights=False)
 
     return torch.func.vmap(one, in_dims=(0, None if shared else 0))(tensors, inputs)
 
@@ -500,9 +506,9 @@ class _Heard(Interruption):
 class _Conductor(Callback):
     """The leader's only callback: it lets each ticket, with its Trainer and its module, see the fit as its own."""
 
-    def __init__(self, trainers: Sequence[L.Trainer], tickets: Sequence[Ticket]) -> None:
+    def __init__(self, trainers: Sequence[L.Trainer], tickets: Sequence[Ticket], data: Sequence[Images]) -> None:
         self._trainers: Sequence[Any] = trainers
-        self._tickets = tickets
+        self._tickets, self._data = tickets, data
         self._heard = [_Heard(self) for _ in tickets]
         self._members = [cast(Classifier, each.model) for each in tickets]
         self.stacked = _Stacked(self._members, self._turn_to)
@@ -540,11 +546,11 @@ class _Conductor(Callback):
         self._leader: Any = trainer
         trainer.strategy.load_checkpoint = self._load  # type: ignore[assignment,method-assign]
         for number, (each, ticket) in enumerate(zip(self._trainers, self._tickets, strict=True)):
+            each._data_connector.attach_data(self._members[number], datamodule=self._data[number])
             each.fit_loop, each.state, each.should_stop = trainer.fit_loop, trainer.state, False
             each.save_checkpoint = partial(self._save, number)
             each.strategy.broadcast = partial(self._decide, number)
             each.strategy.connect(self._members[number])
-            self._members[number].trainer = each
             each._checkpoint_connector._ckpt_path = ticket.ckpt_path
             each._callback_connector._attach_model_callbacks()
             self._turn_to(number)
@@ -766,21 +772,31 @@ def joined(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         first["optimizer_states"] = [_joined_states(each) for each in pairs]
     if "loops" in first:
         loops = [each["loops"]["fit_loop"] for each in checkpoints]
-        loaders = [state for each in loops for state in each.get("combined_loader", ())]
-        first["loops"] = {"fit_loop": loops[0] | ({"combined_loader": loaders} if loaders else {})}
+        first["loops"] = {"fit_loop": _with_loaders(loops[0], [state for each in loops for state in _loaders(each)])}
     return first
 
 
 def own(checkpoint: dict[str, Any], number: int) -> dict[str, Any]:
     """The checkpoint of one seed, out of one of its own weights and of the stacked optimizer and loaders."""
-    checkpoint["state_dict"] = {name: each.clone() for name, each in checkpoint["state_dict"].items()}
+    for name, value in checkpoint["state_dict"].items():
+        checkpoint["state_dict"][name] = value.clone()  # of a view torch.save would write all that it is a view of
     if "optimizer_states" in checkpoint:
         checkpoint["optimizer_states"] = [_own_state(each, number) for each in checkpoint["optimizer_states"]]
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    loaders = loop.get("combined_loader", ())
-    if len(loaders) > 1:  # at the end of the fit each seed has its own loader alone
-        checkpoint["loops"] = {"fit_loop": loop | {"combined_loader": [loaders[number]]}}
+    if "loops" in checkpoint:
+        loop = checkpoint["loops"]["fit_loop"]
+        loaders = _loaders(loop)
+        if len(loaders) > 1:  # at the end of the fit each seed has its own loader alone
+            checkpoint["loops"]["fit_loop"] = _with_loaders(loop, [loaders[number]])
     return checkpoint
+
+
+def _loaders(loop: Mapping[str, Any]) -> Sequence[Any]:
+    """Where the loaders stand, in the state of Lightning's loop of a fit."""
+    return loop["state_dict"].get("combined_loader", ())
+
+
+def _with_loaders(loop: Mapping[str, Any], loaders: list[Any]) -> dict[str, Any]:
+    return {**loop, "state_dict": {**loop["state_dict"], **({"combined_loader": loaders} if loaders else {})}}
 
 
 def _joined_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
