@@ -12,10 +12,10 @@ import warnings
 
 import torch
 
-from benchmarks import callback, plugin, sparse
+from benchmarks import callback, plugin, replicates, sparse
 from benchmarks.side_by_side import machine
 
-PARTS = {"sparse": sparse, "callback": callback, "plugin": plugin}
+PARTS = {"sparse": sparse, "callback": callback, "plugin": plugin, "replicates": replicates}
 
 
 def main():

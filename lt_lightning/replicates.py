@@ -10,7 +10,7 @@ Private names of Lightning are used where there are no others; `tests/test_repli
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,17 +144,20 @@ def side_by_side(lotteries: Sequence[Iterator[Ticket]]) -> Iterator[dict[int, Ti
         >>> [sorted(group) for group in side_by_side([tickets([0, 1]), tickets([1]), tickets([0, 1])])]
         [[0, 2], [0, 1, 2]]
     """
-    waiting = {number: ticket for number, each in enumerate(lotteries) if (ticket := next(each, None)) is not None}
-    while waiting:
-        places = {number: _place(ticket) if len(waiting) > 1 else () for number, ticket in waiting.items()}
-        group = [number for number, place in places.items() if place == min(places.values())]
-        yield {number: waiting[number] for number in group}
-        for number in group:
-            ticket = next(lotteries[number], None)
-            if ticket is None:
-                del waiting[number]
-            else:
-                waiting[number] = ticket
+    with Interruption().ends_the_run():  # also while only some of them are still at work
+        waiting = dict(_advanced(lotteries, range(len(lotteries))))
+        while waiting:
+            places = {number: _place(ticket) if len(waiting) > 1 else () for number, ticket in waiting.items()}
+            group = [number for number, place in places.items() if place == min(places.values())]
+            yield {number: waiting.pop(number) for number in group}
+            waiting = dict(sorted([*waiting.items(), *_advanced(lotteries, group)]))
+
+
+def _advanced(lotteries: Sequence[Iterator[Ticket]], numbers: Iterable[int]) -> Iterator[tuple[int, Ticket]]:
+    """The next tickets of these lotteries, unless they are done."""
+    for number in numbers:
+        if (ticket := next(lotteries[number], None)) is not None:
+            yield number, ticket
 
 
 def _place(ticket: Ticket) -> tuple[Any, ...]:
@@ -209,9 +212,10 @@ def check(trainers: Sequence[L.Trainer], tickets: Sequence[Ticket], data: Sequen
             raise _refusal(
                 f"the module {type(ticket.model).__name__}", "choose a model of lt_lightning.models.Classifier"
             )
-        _check_optimizer(_optimizer_of(ticket.model))
-    groups = [_options(_optimizer_of(cast(Classifier, ticket.model))) for ticket in tickets]
-    if any(each != groups[0] for each in groups):
+    optimizers = [_optimizer_of(ticket.model) for ticket in tickets]
+    for optimizer in optimizers:
+        _check_optimizer(optimizer)
+    if any(_options(each) != _options(optimizers[0]) for each in optimizers):
         raise _refusal("optimizers that differ from seed to seed", "set the same model.optimizer for all")
     _check_network(cast(Classifier, tickets[0].model).network, data[0].shape)
 
