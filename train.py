@@ -85,8 +85,9 @@ def train(runs: Sequence[Replicate]) -> None:
             for n, ticket in group.items():
                 if ticket.shared:
                     continue  # this run's own round 0 goes on from its end
-                trainers[n].test(ticket.model, data[n], verbose=False)
-                trainers[n].test(ticket.model, data[n], ckpt_path=ticket.early_stop_path, verbose=False)
+                model: Any = ticket.model
+                trainers[n].test(model, data[n], verbose=False)
+                trainers[n].test(model, data[n], ckpt_path=ticket.early_stop_path, verbose=False)
                 loggers[n].finish(ticket)
                 progress.row(ticket)
         for run in runs:

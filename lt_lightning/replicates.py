@@ -340,7 +340,7 @@ def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     Of `F.linear` it comes transposed, and copying it took longer than the product.
     """
     outputs = (layer.weight @ inputs.flatten(0, -2).mT).mT if inputs.dim() > 1 else layer.weight @ inputs
-    outputs = outputs if layer.bias is None else outputs + layer.bias
+    outputs = outputs if layer.bias is None else outputs + layer.bias.to(outputs.dtype)
     return outputs.unflatten(0, inputs.shape[:-1]) if inputs.dim() > 2 else outputs
 
 
@@ -560,7 +560,7 @@ class _Conductor(Callback):
             self._turn_to(number)
             call._call_setup_hook(each)
             ticket.follow(self._heard[number], len(self._tickets))
-        self._leader._logger_connector = _Connectors(self._trainers, self._turn_to)
+        trainer._logger_connector = cast(Any, _Connectors(self._trainers, self._turn_to))
 
     def _load(self, path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The checkpoints of all seeds, as one of the stacked module; `path` is that of the first."""
@@ -694,6 +694,7 @@ class _Conductor(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let each seed save its end and draw its next ticket, for which it may look at its batches."""
         self.signal = self._interruption.signal
+        self.stacked.make_views()  # Lightning has put the stacked weights back onto the CPU
         loop: Any = trainer.fit_loop
         together, loaders = loop._combined_loader, loop._combined_loader.flattened
         for number, loader in enumerate(loaders):

@@ -2,14 +2,18 @@
 
 import multiprocessing
 import os
+import random
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from functools import partial
 from itertools import cycle
 
 import lightning as L
 import pytest
 import torch
-from app import composed, run
+from app import ROOT, composed, run
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
@@ -21,7 +25,17 @@ from torch import nn
 from torch.optim import SGD, Adafactor, Adagrad, Adam, AdamW, NAdam
 from torch.optim.lr_scheduler import MultiStepLR
 
-from lt_lightning import cubically, keep_weights, lock, lottery, magnitude_increase, one_shot, snip, ticketfile
+from lt_lightning import (
+    cubically,
+    fine_tune,
+    keep_weights,
+    lock,
+    lottery,
+    magnitude_increase,
+    one_shot,
+    snip,
+    ticketfile,
+)
 from lt_lightning.data import Images, Splits, digits, flip_crop
 from lt_lightning.early_bird import settled
 from lt_lightning.interruption import Interrupted
@@ -196,6 +210,11 @@ SETTINGS = {
     "double precision": {"options": {"precision": "64-true"}},
     "no validation": {"data": {"val_size": 0}, "monitor": None},
     "no dense round, scored by batches": {"dense": False, "criterion": snip, "schedule": one_shot(0.3)},
+    "a learning rate that is held": {
+        "rewind": fine_tune,
+        "scheduler": partial(MultiStepLR, milestones=[3, 6], gamma=0.3),
+        "rewind_step": 2,
+    },
     "trained weights": {"rewind": keep_weights, "criterion": magnitude_increase, "rounds": 2},
 }  # fmt: skip
 
@@ -207,6 +226,14 @@ def test_seeds_together_have_the_files_of_seeds_apart(tmp_path, given):
     assert set(sizes) == {2}
     for seed in SEEDS:
         assert_close(tmp_path / "together" / f"seed={seed}", tmp_path / "apart" / f"seed={seed}")
+
+
+def test_in_half_precision_seeds_together_are_as_good_as_seeds_apart(tmp_path):
+    for together in (True, False):
+        play(tmp_path / str(together), together, options={"precision": "bf16-mixed"})
+    for seed in SEEDS:
+        found, wanted = (read_records(tmp_path / name / f"seed={seed}/records.csv") for name in ("True", "False"))
+        assert [row["val/loss"] for row in found] == pytest.approx([row["val/loss"] for row in wanted], rel=0.02)
 
 
 # Going on
@@ -503,3 +530,27 @@ def test_a_trial_counts_as_nothing(tmp_path):
     run(tmp_path / "seed=0", "replicates=2", "trainer=smoke", "prune.rounds=1")
     assert [len(list((tmp_path / f"seed={n}/fast_dev_run").glob("round-*"))) for n in range(2)] == [2, 2]
     assert not list(tmp_path.rglob("done"))
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+def test_the_command_is_killed_at_random_instants_and_ends_with_ordinary_run_directories(tmp_path):
+    options = ("trainer.max_epochs=2", "prune.rounds=2", "data.batch_size=200", "prune.every='3 steps'")
+    for seed in (5, 6):
+        run(tmp_path / f"apart/seed={seed}", f"seed={seed}", *options)
+    command = [sys.executable, "train.py", "seed=5", "replicates=2", "logger=csv", *options]
+    draws, kills, longest = random.Random(0), 0, 8.0
+    while kills < 100:
+        process = subprocess.Popen(
+            [*command, f"hydra.run.dir='{tmp_path}/together/seed=5'"], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        with suppress(subprocess.TimeoutExpired):
+            assert process.wait(draws.uniform(2.0, longest)) == 0
+            break
+        process.kill()
+        process.wait()
+        kills, longest = kills + 1, longest * 1.1
+    assert kills >= 3
+    for seed in (5, 6):
+        (tmp_path / f"together/seed={seed}/lock").unlink(missing_ok=True)
+        assert_close(tmp_path / f"together/seed={seed}", tmp_path / f"apart/seed={seed}")
