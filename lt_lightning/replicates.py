@@ -11,6 +11,7 @@ Private names of Lightning are used where there are no others; `tests/test_repli
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,9 @@ def side_by_side(lotteries: Sequence[Iterator[Ticket]]) -> Iterator[dict[int, Ti
         >>> [sorted(group) for group in side_by_side([tickets([0, 1]), tickets([1]), tickets([0, 1])])]
         [[0, 2], [0, 1, 2]]
     """
-    with Interruption().ends_the_run():  # also while only some of them are still at work
+    with Interruption().ends_the_run(), ExitStack() as stack:  # also while only some of them are still at work
+        for each in lotteries:
+            stack.callback(cast(Any, each).close)  # before signals are left to others
         waiting = dict(_advanced(lotteries, range(len(lotteries))))
         while waiting:
             places = {number: _place(ticket) if len(waiting) > 1 else () for number, ticket in waiting.items()}
@@ -166,10 +169,7 @@ def _place(ticket: Ticket) -> tuple[Any, ...]:
     if ticket.ckpt_path is None:
         return (*fit, -1, "")
     start = Checkpoint(Path(ticket.ckpt_path), mapped=True)
-    loops = {
-        key: value for key, value in start.get("loops", {}).get("fit_loop", {}).items() if key != "combined_loader"
-    }
-    return (*fit, start["global_step"], repr(loops))
+    return (*fit, start["global_step"], repr(start.get("loops")))
 
 
 def fit(
@@ -185,11 +185,20 @@ def fit(
 
     Raises:
         ValueError: for what cannot be trained together, or not to the same results; nothing has been trained then.
+
+    Example:
+        ```python
+        make_trainer = partial(L.Trainer, max_epochs=20, accelerator="gpu", devices=1)
+        for group in side_by_side([lottery(..., directory=f"runs/seed={n}", seed=n) for n in range(5)]):
+            tickets = list(group.values())
+            trainers = [make_trainer(default_root_dir=each.directory, callbacks=[each]) for each in tickets]
+            fit(make_trainer, trainers, tickets, [images.reordered(seed=n) for n in group])
+        ```
     """
     if len(tickets) == 1:
         trainers[0].fit(cast(Any, tickets[0].model), data[0], ckpt_path=tickets[0].ckpt_path)
         return
-    check(trainers, tickets, data)
+    _check(trainers, tickets, data)
     conductor = _Conductor(trainers, tickets, data)
     leader = make_trainer(
         default_root_dir=tickets[0].directory,
@@ -202,7 +211,7 @@ def fit(
     leader.fit(conductor.stacked, _Together(data), ckpt_path=tickets[0].ckpt_path)
 
 
-def check(trainers: Sequence[L.Trainer], tickets: Sequence[Ticket], data: Sequence[Any]) -> None:
+def _check(trainers: Sequence[L.Trainer], tickets: Sequence[Ticket], data: Sequence[Any]) -> None:
     """Raise a ValueError for what cannot be trained together; the message says which line to change."""
     for trainer, ticket, images in zip(trainers, tickets, data, strict=True):
         _check_plan(ticket)
@@ -320,6 +329,13 @@ def run(network: nn.Module, inputs: Tensor, *, shared: bool = False) -> Tensor:
         network: from `stack`; in training mode batch norms update their stacked statistics.
         inputs: [networks, batch, ...]; or [batch, ...] if they are `shared` by all.
         shared: see there.
+
+    Example:
+        >>> networks = [nn.Linear(3, 2), nn.Linear(3, 2)]
+        >>> inputs = torch.ones(5, 3)
+        >>> outputs = run(stack(networks), inputs, shared=True)
+        >>> torch.allclose(outputs[1], networks[1](inputs))
+        True
     """
     # By module, each once: with `tie_weights` torch would leave a layer that occurs twice with tensors of this call.
     tensors = {
@@ -520,7 +536,8 @@ class _Conductor(Callback):
         self._interruption = Interruption()
         self._results = [(_ResultCollection(training=True), _ResultCollection(training=False)) for _ in tickets]
         self._loaded: list[dict[str, Any]] = []
-        self._is_saving_cheap = False
+        self._leader: Any = None
+        self._said = False
 
     # One seed at a time
 
@@ -547,7 +564,7 @@ class _Conductor(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let the seeds' Trainers share the leader's loops, and set them up."""
-        self._leader: Any = trainer
+        self._leader = trainer
         trainer.strategy.load_checkpoint = self._load  # type: ignore[assignment,method-assign]
         for number, (each, ticket) in enumerate(zip(self._trainers, self._tickets, strict=True)):
             each._data_connector.attach_data(self._members[number], datamodule=self._data[number])
@@ -566,7 +583,7 @@ class _Conductor(Callback):
         """The checkpoints of all seeds, as one of the stacked module; `path` is that of the first."""
         pairs = zip(self._trainers, self._tickets, strict=True)
         self._loaded = [dict(trainer.strategy.load_checkpoint(ticket.ckpt_path)) for trainer, ticket in pairs]
-        return joined(self._loaded)
+        return _joined(self._loaded)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let each seed's callbacks see its own checkpoint."""
@@ -677,12 +694,13 @@ class _Conductor(Callback):
         self.stacked.update_accuracies()
         self._enforcement.mask_states(self._leader.optimizers)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-        trainer.strategy.save_checkpoint(own(checkpoint, number), path, storage_options)
+        trainer.strategy.save_checkpoint(_own(checkpoint, number), path, storage_options)
 
     def _decide(self, number: int, value: Any, src: int = 0) -> Any:
-        """What the first seed says, such as whether saving is cheap: all save at the same moments."""
-        if number == 0:
-            self._said = value
+        """In the place of `strategy.broadcast`: what the first seed decides, that saving is cheap, all do."""
+        if not isinstance(value, bool):
+            return value
+        self._said = value if number == 0 else self._said
         return self._said
 
     # After the fit
@@ -705,6 +723,7 @@ class _Conductor(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Forward, and let the loggers know."""
+        self._leader = trainer  # it may come before `setup`
         self._forward("on_exception", exception)
         for logger in (logger for each in self._trainers for logger in each.loggers):
             logger.finalize("failed")
@@ -762,12 +781,8 @@ class _Connectors:
             evaluated.clear()
 
 
-def joined(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Checkpoints of seeds that stand at one place, as one of stacked weights; `own` takes them apart again.
-
-    Args:
-        checkpoints: of one module and its optimizer, as Lightning saves them.
-    """
+def _joined(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Checkpoints of seeds that stand at one place, as one of stacked weights; `_own` takes them apart again."""
     first = dict(checkpoints[0])
     first["callbacks"] = {}
     states = [each["state_dict"] for each in checkpoints]
@@ -781,7 +796,7 @@ def joined(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def own(checkpoint: dict[str, Any], number: int) -> dict[str, Any]:
+def _own(checkpoint: dict[str, Any], number: int) -> dict[str, Any]:
     """The checkpoint of one seed, out of one of its own weights and of the stacked optimizer and loaders."""
     for name, value in checkpoint["state_dict"].items():
         checkpoint["state_dict"][name] = value.clone()  # of a view torch.save would write all that it is a view of

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf, open_dict
 from tiny import Tiny
 from torch import nn
-from torch.optim import SGD, Adafactor, Adagrad, Adam, AdamW, NAdam
+from torch.optim import SGD, Adafactor, Adam, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from lt_lightning import (
@@ -45,6 +45,7 @@ from lt_lightning.records import read_records
 from lt_lightning.replicates import clip, configured, fit, same_data, side_by_side, stack
 from lt_lightning.replicates import run as run_stacked
 from lt_lightning.runs import find
+from lt_lightning.sparse import ELEMENTWISE
 
 SEEDS = (3, 4)
 
@@ -195,8 +196,6 @@ SETTINGS = {
         "points": [2, "1 epoch"],
         "controls": ["random_mask"],
     },
-    "Adagrad, which has a state before its first step": {"optimizer": partial(Adagrad, lr=0.02)},
-    "NAdam, whose state is not all tensors of weights": {"optimizer": partial(NAdam, lr=3e-3)},
     "decay of matrices alone": {"optimizer": partial(decay_matrices, optimizer=AdamW, weight_decay=0.1, lr=3e-3)},
     "validation within epochs, a number of steps": {
         "options": {"max_epochs": -1, "max_steps": 8, "val_check_interval": 2, "log_every_n_steps": 1},
@@ -219,13 +218,47 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", SETTINGS.values(), ids=SETTINGS)
+RARER = ("clipped by value", "accumulated", "augmented", "double precision", "trained weights")
+"""Settings that are tried with `-m slow`."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param(each, id=name, marks=[pytest.mark.slow] * (name in RARER)) for name, each in SETTINGS.items()],
+)
 def test_seeds_together_have_the_files_of_seeds_apart(tmp_path, given):
     sizes = play(tmp_path / "together", **given)
     play(tmp_path / "apart", together=False, **given)
     assert set(sizes) == {2}
     for seed in SEEDS:
         assert_close(tmp_path / "together" / f"seed={seed}", tmp_path / "apart" / f"seed={seed}")
+
+
+@pytest.mark.parametrize("optimizer", ELEMENTWISE)
+def test_every_elementwise_optimizer_goes_on_from_its_own_state(tmp_path, optimizer):
+    given = {"optimizer": partial(optimizer, lr=1e-3), "rounds": 0, "monitor": None, "keep_last": True}
+    for name in (True, False):
+        for epochs in (1, 2):  # the second time it goes on
+            (tmp_path / f"{name}").mkdir(exist_ok=True)
+            for done in (tmp_path / f"{name}").rglob("done"):
+                done.unlink()
+            play(tmp_path / f"{name}", name, options={"max_epochs": epochs, "num_sanity_val_steps": 0}, **given)
+    for seed in SEEDS:
+        assert_close(tmp_path / f"True/seed={seed}", tmp_path / f"False/seed={seed}")
+        state = torch.load(tmp_path / f"True/seed={seed}/round-00/last.ckpt", weights_only=True)
+        assert state["global_step"] == 10
+
+
+def test_seeds_load_their_data_once(tmp_path):
+    first, calls = images(), []
+    first.source = lambda: calls.append(1) or few()
+    others = [first.reordered(seed) for seed in (1, 2)]
+    for each in (others[0], first, others[1]):
+        each.setup("fit")
+    assert len(calls) == 1
+    orders = [next(iter(each.train_dataloader()))[1].tolist() for each in (first, *others, first.reordered(1))]
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[3] == orders[1]
 
 
 def test_in_half_precision_seeds_together_are_as_good_as_seeds_apart(tmp_path):
