@@ -3,17 +3,22 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from lightning import Trainer
+from omegaconf import DictConfig
 
-from lt_lightning import environment, liveness, naming
+from lt_lightning import Ticket, environment, liveness, naming
 from lt_lightning.analysis import page, report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.jobs import cluster, command, job
@@ -21,6 +26,7 @@ from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.records import objective
+from lt_lightning.replicates import Replicate, configured, fit, same_data, side_by_side
 from lt_lightning.rundir import RunDirectory, remove_empty
 from lt_lightning.sweeps import every_job
 
@@ -34,56 +40,76 @@ def main(cfg: DictConfig) -> float | None:
     """Train the dense network, then every round's ticket and controls; what is done already is skipped.
 
     Returns:
-        The best `prune.monitor` of the last round's ticket, for a search; None if nothing was measured.
+        The best `prune.monitor` of the last round's ticket, for a search; of replicates the mean, and None if nothing
+        was measured.
     """
     hydra_config = HydraConfig.get()
     directory = hydra_config.runtime.output_dir
-    with job(__file__):
-        try:
-            state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(directory).state
-            with liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN):
-                train(cfg, directory)
-            return objective(RunDirectory(directory).records, cfg.prune.monitor)
-        finally:
-            if is_writer():
-                remove_empty(directory, hydra_config.sweep.dir)  # Hydra has made it, and a dry run leaves it empty
+    with job(__file__), ExitStack() as stack:
+        if is_writer():  # Hydra has made it, and a dry run leaves it empty
+            stack.callback(remove_empty, directory, hydra_config.sweep.dir)
+        runs = configured(cfg, directory)
+        for run in runs:
+            state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(run.directory).state
+            told = liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN)
+            stack.enter_context(told)
+        train(runs)
+        found = (objective(RunDirectory(run.directory).records, cfg.prune.monitor) for run in runs)
+        measured = [value for value in found if value is not None]
+        return fmean(measured) if len(measured) == len(runs) else None
 
 
-def train(cfg: DictConfig, directory: str) -> None:
-    """One run in its directory; with `prune.dry_run` only the table of what would be pruned."""
-    config = OmegaConf.to_container(cfg, resolve=True)
+def train(runs: Sequence[Replicate]) -> None:
+    """One run in its directory, or several seeds together; with `prune.dry_run` only what would be pruned."""
+    cfg = runs[0].cfg
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
         os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning gives each of several processes its share
-    data = None if cfg.prune.dry_run else instantiate(cfg.data)
-    make_model = partial(instantiate, cfg.model)
-    seeds = {name: cfg[name] for name in ("seed", "seed_init", "seed_data")}
-    places = {"directory": directory, "dense_directory": dense_directory(cfg, directory)}
-    tickets = instantiate(cfg.prune)(make_model, **places, **seeds, config=config)
     if cfg.prune.dry_run:
+        list(tickets(runs[0]))
         return
+    data = same_data(runs)
+    lotteries = [tickets(run) for run in runs]
     fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
-    with instantiate(cfg.logger)(directory, config=config) as loggers, Progress(directory, fits) as progress:
-        for ticket in tickets:
-            trainer = instantiate(cfg.trainer)(
-                default_root_dir=ticket.directory,
-                logger=False if ticket.shared else log_curves(loggers.start(ticket), ticket),
-                callbacks=[ticket, progress.bar(ticket), *map(instantiate, cfg.callbacks.values())],
-                plugins=[*cluster(), *map(instantiate, cfg.trainer.get("plugins") or ())],
-            )
-            trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
-            if ticket.shared:
-                continue  # this run's own round 0 goes on from its end
-            trainer.test(ticket.model, data, verbose=False)
-            trainer.test(ticket.model, data, ckpt_path=ticket.early_stop_path, verbose=False)
-            loggers.finish(ticket)
-            progress.row(ticket)
-            if is_writer() and not ticket.plan.directory.is_scratch:
-                environment.note(directory, command(__file__))
-        if is_writer() and (records := RunDirectory(directory).records).exists():
-            written = page.write(directory, most_bytes=page.QUICK), report.draw(directory)
-            loggers.show(*written)
-            progress.done(records, *written)
+    with ExitStack() as stack:
+        loggers = [stack.enter_context(instantiate(cfg.logger)(run.directory, config=run.config)) for run in runs]
+        first, *beside = (run.directory for run in runs)
+        progress = stack.enter_context(Progress(first, fits * len(runs), beside=beside))
+        for group in side_by_side(lotteries):
+            trainers = {}
+            for n, ticket in group.items():
+                logger = False if ticket.shared else log_curves(loggers[n].start(ticket), ticket)
+                callbacks = [ticket, progress.bar(ticket), *map(instantiate, cfg.callbacks.values())]
+                trainers[n] = make_trainer(cfg, default_root_dir=ticket.directory, logger=logger, callbacks=callbacks)
+            fit(partial(make_trainer, cfg), list(trainers.values()), list(group.values()), [data[n] for n in group])
+            for n, ticket in group.items():
+                if ticket.shared:
+                    continue  # this run's own round 0 goes on from its end
+                model: Any = ticket.model
+                trainers[n].test(model, data[n], verbose=False)
+                trainers[n].test(model, data[n], ckpt_path=ticket.early_stop_path, verbose=False)
+                loggers[n].finish(ticket)
+                progress.row(ticket)
+                if is_writer() and not ticket.plan.directory.is_scratch:
+                    environment.note(runs[n].directory, command(__file__))
+        for run, each in zip(runs, loggers, strict=True):
+            if is_writer() and (records := RunDirectory(run.directory).records).exists():
+                written = page.write(run.directory, most_bytes=page.QUICK), report.draw(run.directory)
+                each.show(*written)
+                progress.done(records, *written)
+
+
+def tickets(run: Replicate) -> Iterator[Ticket]:
+    """The lottery of one run."""
+    seeds = {name: run.cfg[name] for name in ("seed", "seed_init", "seed_data")}
+    places = {"directory": run.directory, "dense_directory": dense_directory(run.cfg, run.directory)}
+    return instantiate(run.cfg.prune)(partial(instantiate, run.cfg.model), **places, **seeds, config=run.config)
+
+
+def make_trainer(cfg: DictConfig, **options: Any) -> Trainer:
+    """A new Trainer, as the configuration has it but for these options."""
+    plugins = [*cluster(), *map(instantiate, cfg.trainer.get("plugins") or ())]
+    return instantiate(cfg.trainer)(**options, plugins=plugins)
 
 
 def dense_directory(cfg: DictConfig, directory: str) -> Path | None:

@@ -12,10 +12,11 @@ import warnings
 
 import torch
 
-from benchmarks import callback, memory, plugin, process, rounds, sparse
+from benchmarks import callback, memory, plugin, process, replicates, rounds, sparse
 from benchmarks.side_by_side import machine
 
-PARTS = {each.__name__.split(".")[1]: each for each in (sparse, callback, plugin, memory, rounds, process)}
+MODULES = (sparse, callback, plugin, memory, rounds, process, replicates)
+PARTS = {each.__name__.split(".")[1]: each for each in MODULES}
 
 
 def main():

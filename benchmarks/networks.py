@@ -51,7 +51,8 @@ def trainer(directory, callbacks=(), **options):
         "enable_checkpointing": False,
     }
     machine = {"accelerator": "cpu", "devices": 1, "use_distributed_sampler": False}
-    return L.Trainer(default_root_dir=directory, callbacks=list(callbacks), **(quiet | machine | options))
+    place = {"default_root_dir": directory, "callbacks": list(callbacks)}
+    return L.Trainer(**(place | quiet | machine | options))
 
 
 def tickets(network, directory, optimizer=SGD, **arguments):

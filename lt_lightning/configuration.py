@@ -34,6 +34,7 @@ NEUTRAL = (
     "logger*",
     "launcher*",
     "threads",
+    "replicates",
     "share_dense",
     "prune.dry_run",
     "prune.every",

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -37,12 +37,17 @@ class Progress:
         directory: the run directory.
         total: how many fits the run has, controls included; None if unknown.
         console: where to print; standard output by default.
+        beside: the directories of runs that are trained together with that one; then rows tell their seed.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], total: int | None = None, console: Console | None = None
+        self,
+        directory: str | os.PathLike[str],
+        total: int | None = None,
+        console: Console | None = None,
+        beside: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        self.run = RunDirectory(directory)
+        self.runs = [RunDirectory(each) for each in (directory, *beside)]
         self._total = total
         self._console = console or Console(quiet=not is_writer())
         self._bars = rich.Progress(
@@ -68,14 +73,14 @@ class Progress:
         self._bars.update(self._fit, visible=False)
         self._bars.update(self._rounds, completed=self._finished)
         self._bars.refresh()
-        self._print(line(ticket.record))
+        self._print(self._line(ticket.record))
 
     def done(self, records: str | os.PathLike[str], *reports: str | os.PathLike[str]) -> None:
         """Say where the results lie."""
         self._print("\n".join([f"\nrecords  {Path(records)}", *(f"report   {Path(each)}" for each in reports)]))
 
     def __enter__(self) -> Self:
-        earlier = self.run.finished()
+        earlier = [record for run in self.runs for record in run.finished()]
         self._finished = len(earlier)
         self._rounds = self._bars.add_task("rounds", total=self._total, completed=self._finished, first=self._finished)
         self._fit = self._bars.add_task("", total=None, visible=False, first=0, note="")
@@ -83,7 +88,7 @@ class Progress:
         self._stack.enter_context(_LogsAboveBars())
         self._print(HEADER, style="bold")
         for record in earlier:
-            self._print(f"{line(record)}  done before", style="dim")
+            self._print(f"{self._line(record)}  done before", style="dim")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
@@ -91,6 +96,9 @@ class Progress:
         self._stack.__exit__(kind, *error)
         if kind is SystemExit:  # what Lightning makes of a KeyboardInterrupt within a fit
             raise KeyboardInterrupt
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        return line(record) if len(self.runs) == 1 else f"{line(record)}  seed {record['seed']}"
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -44,6 +44,7 @@ class Saving:
         self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
         self._write_curves = write_curves
         self._interruption = Interruption()
+        self._together = 1
         self._saved_step = self._stepped = self._before = 0
         self._saved_at = self._saving_seconds = 0.0
         self._counters: dict[str, Any] = {}
@@ -51,6 +52,10 @@ class Saving:
         self._trim: Callable[[dict[str, Any]], None] | None = None
         steps = [step.count for step in (plan.rewind_step, *plan.points) if step.unit == "steps"]
         self._point_steps = frozenset(steps if makes_points else ())
+
+    def follow(self, interruption: Interruption, together: int) -> None:
+        """Save as one of so many fits that are trained together, and leave it to them when signals are obeyed."""
+        self._interruption, self._together = interruption, together
 
     def begin(self, trainer: L.Trainer) -> None:
         """Save the point at step 0, and from now on what is due. Call in `on_train_start`."""
@@ -154,7 +159,7 @@ class Saving:
     def _is_cheap(self, trainer: L.Trainer) -> bool:
         """Whether so much time has passed since the last save that another takes at most its share of it."""
         passed = time.monotonic() - self._saved_at
-        return bool(trainer.strategy.broadcast(self._saving_seconds <= SHARE * passed))
+        return bool(trainer.strategy.broadcast(self._together * self._saving_seconds <= SHARE * passed))
 
     def _after_batch(self, trainer: L.Trainer) -> None:
         if self._counters:

@@ -30,6 +30,7 @@ from lt_lightning import (
 )
 from lt_lightning.controls import Ingredients
 from lt_lightning.enforcement import Enforcement
+from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
@@ -67,7 +68,7 @@ class Ticket(Callback):
         self.arm = arm
         self.plan = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
-        self.fitted = self.shared = self._is_sharded = False
+        self.fitted = self.shared = self._is_sharded = self._follows = False
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
@@ -188,6 +189,14 @@ class Ticket(Callback):
         first = [_BeforeSearch(self)] if searches else []
         trainer.callbacks = [*first, *others, self, _epoch_end(self)]  # type: ignore[attr-defined]
 
+    def follow(self, interruption: Interruption, together: int) -> None:
+        """Be one of so many tickets that are trained together; call after `setup`.
+
+        Whoever trains them masks the weights after each step, and obeys signals once all are saved.
+        """
+        self._follows = True
+        self._saving.follow(interruption, together)
+
     def _require_agreement(self) -> None:
         """Raise a RuntimeError, on all processes, if they are about to fit different tickets."""
         place = f"{self.files.path.resolve()} of {self.plan.rounds} rounds, configuration {self.plan.fingerprint}"
@@ -260,6 +269,8 @@ class Ticket(Callback):
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
         self._enforcement.begin(trainer)
+        if self._follows:
+            self._enforcement.release()
         self._return_to_position(trainer)
         self._write_late_weights(pl_module)
         if self._settling:

@@ -24,7 +24,7 @@ def run(tmp_path, *overrides):
     sys.path.insert(0, str(ROOT))
     from train import main
 
-    cfg = composed("logger=csv", *overrides, f"hydra.runtime.output_dir={tmp_path}")
+    cfg = composed("logger=csv", *overrides, f"hydra.runtime.output_dir='{tmp_path}'")
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_readonly(cfg, False)
     with open_dict(cfg):

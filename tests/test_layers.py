@@ -60,6 +60,7 @@ TOP = (
     "progress",
     "jobs",
     "sweeps",
+    "replicates",
     "analysis",
     "loggers",
     "status",

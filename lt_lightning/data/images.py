@@ -1,5 +1,6 @@
 """The Lightning data module for images that fit into the device's memory."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -83,7 +84,14 @@ class Images(L.LightningDataModule):
         """Put the data on this rank's device, unless they are there already."""
         self._load()
         there = device(self.trainer)
-        self._parts = {name: (images.to(there), labels.to(there)) for name, (images, labels) in self._parts.items()}
+        moved = {name: (images.to(there), labels.to(there)) for name, (images, labels) in self._parts.items()}
+        self._parts.update(moved)  # in place: those that are reordered share them
+
+    def reordered(self, seed: int) -> "Images":
+        """Return the same images in the order, and with the augmentation, of another seed; both load them once."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def train_dataloader(self) -> TensorLoader:
         """Return shuffled batches; under `Trainer(overfit_batches=...)` the same ones in every epoch."""
@@ -103,7 +111,7 @@ class Images(L.LightningDataModule):
             return
         splits = self.source()
         check_splits(splits, shape=self.shape, num_classes=self.num_classes, val_size=self.val_size)
-        self._parts = _divide(splits, self.val_size, self.split_seed)
+        self._parts.update(_divide(splits, self.val_size, self.split_seed))
 
     def _evaluation(self, part: str) -> TensorLoader:
         world_size = place(self.trainer)["world_size"]

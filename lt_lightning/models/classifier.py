@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         self.train_accuracy = _accuracy(num_classes)
         self.val_accuracy = _accuracy(num_classes)
         self.test_accuracy = _accuracy(num_classes)
-        self._is_accuracy_logged = False
+        self.is_accuracy_logged = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, ...) to logits (batch, num_classes)."""
@@ -60,20 +60,24 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean cross entropy of the batch, in nats."""
         loss = self._loss(batch, self.train_accuracy)
+        self.log_step(loss)
+        return loss
+
+    def log_step(self, loss: Tensor) -> None:
+        """Log what a training step logs, where it is read."""
         if is_read(self.trainer):
             self.log("train/loss", loss, on_step=True, on_epoch=False)
-        if not self._is_accuracy_logged:  # once an epoch: Lightning then has the metric, and asks it at the end
+        if not self.is_accuracy_logged:  # once an epoch: Lightning then has the metric, and asks it at the end
             self.log("train/acc", self.train_accuracy, on_step=False, on_epoch=True)
-            self._is_accuracy_logged = True
-        return loss
+            self.is_accuracy_logged = True
 
     def on_train_start(self) -> None:
         """Log the accuracy anew, also where a fit restarts in the middle of an epoch."""
-        self._is_accuracy_logged = False
+        self.is_accuracy_logged = False
 
     def on_train_epoch_start(self) -> None:
         """Log the accuracy of the new epoch."""
-        self._is_accuracy_logged = False
+        self.is_accuracy_logged = False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `val/loss` and `val/acc`."""
