@@ -42,7 +42,10 @@ def make_model(shape):
 
 def seconds(shape, data, options, keep):
     """The duration of a dense round; `keep` tells which files it saves."""
-    save, checkpoints.save = checkpoints.save, lambda trainer, path: save(trainer, path) if keep(path) else None
+    save, checkpoints.save = (
+        checkpoints.save,
+        lambda trainer, path, trim: save(trainer, path, trim) if keep(path) else None,
+    )
     try:
         with tempfile.TemporaryDirectory() as directory:
             for ticket in lottery(partial(make_model, shape), rounds=0, directory=directory):

@@ -86,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ticket_command.add(commands, style)
     commands.choices["ticket"].set_defaults(run=_ticket)
 
-    given = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    given = parser.parse_args(words)
     try:
         return given.run(given)
     except BrokenPipeError:  # as by `| head`

@@ -1,6 +1,8 @@
 """Saving Lightning checkpoints atomically, and what each kind of them holds."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,23 +21,48 @@ from lt_lightning.masks import plain_name
 from lt_lightning.processes import broadcast, gather, is_writer, wait
 from lt_lightning.strategies import is_sharded
 
+Trim = Callable[[dict[str, Any]], None]
+"""Drops parts of a checkpoint, in place."""
+
 _ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
 
 
-def save(trainer: L.Trainer, path: Path) -> None:
-    """Save a full checkpoint; a kill at any instant leaves the old one or the new one. Call on every process.
+def save(trainer: L.Trainer, path: Path, trim: Trim) -> None:
+    """Save a checkpoint; a kill at any instant leaves the old one or the new one. Call on every process.
 
     Under a sharded strategy it is a directory, to which every process writes its own part.
+
+    Args:
+        trainer: of the fit.
+        path: where to.
+        trim: drops what it is not to hold.
     """
-    if is_sharded(trainer.strategy):
-        _save_parts(trainer, path)
-        return
     strategy: Any = trainer.strategy
-    theirs, strategy.checkpoint_io = strategy.checkpoint_io, _Atomic()
+    with _trimming(strategy, trim):
+        if is_sharded(strategy):
+            _save_parts(trainer, path)
+            return
+        theirs, strategy.checkpoint_io = strategy.checkpoint_io, _Atomic()
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        finally:
+            strategy.checkpoint_io = theirs
+
+
+@contextmanager
+def _trimming(strategy: Any, trim: Trim) -> Iterator[None]:
+    """Trim what is saved at last: a module's `on_save_checkpoint` may look at all of it, and comes after callbacks."""
+    save = strategy.save_checkpoint
+
+    def trimmed(checkpoint: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        trim(checkpoint)
+        save(checkpoint, *arguments, **options)
+
+    strategy.save_checkpoint = trimmed
     try:
-        trainer.save_checkpoint(path, weights_only=False)
+        yield
     finally:
-        strategy.checkpoint_io = theirs
+        del strategy.save_checkpoint
 
 
 def _save_parts(trainer: L.Trainer, path: Path) -> None:
@@ -127,8 +154,14 @@ def require_readable(path: Path) -> None:
     try:
         torch.load(path / parts.META if path.is_dir() else path, map_location="cpu", weights_only=True)
     except Exception as error:
+        found = re.search(r"GLOBAL (?:[\w.]+\.)?(\w+)", str(error))
+        allow = (
+            f"Allow its class before the loop, torch.serialization.add_safe_globals([{found[1]}]), or leave"
+            if found
+            else "Leave"
+        )
         raise ValueError(
             f"{path} cannot be read back, so no round could start from it: {error}\n"
-            "The LightningModule or LightningDataModule stores something else than tensors and primitives: look at "
-            "its on_save_checkpoint and state_dict."
+            "The LightningModule or LightningDataModule stores something else than tensors and primitives in its "
+            f"on_save_checkpoint or state_dict. {allow} it out."
         ) from error

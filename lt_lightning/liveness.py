@@ -109,7 +109,8 @@ def reported(path: Path | None, command: str, *, even_if_empty: bool = False) ->
     try:
         yield
     except BaseException as error:
-        if path is not None and (even_if_empty or _holds_anything(path.parent)):
+        begins = even_if_empty and path is not None and not _holds_anything(path.parent)
+        if path is not None and (begins or path.exists()):  # one that is done has no such file, and stays done
             tell_end(path, error)
         raise
     finally:

@@ -692,7 +692,7 @@ class _Conductor(Callback):
         """Save the checkpoint of one seed, in the place of `Trainer.save_checkpoint`."""
         trainer = self._turn_to(number)
         self.stacked.update_accuracies()
-        self._enforcement.mask_states(self._leader.optimizers)
+        self._enforcement.clear(self._leader)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         trainer.strategy.save_checkpoint(_own(checkpoint, number), path, storage_options)
 

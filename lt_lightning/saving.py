@@ -118,7 +118,7 @@ class Saving:
         self._interruption.obey()
 
     def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Complete and trim the checkpoints that are saved here; those of others are left alone."""
+        """Complete the checkpoints that are saved here; those of others are left alone."""
         if self._trim is None:
             return
         if not self.saves_weights:
@@ -126,7 +126,6 @@ class Saving:
             checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
         if self._counters:
             position.put_counters(checkpoint, self._counters)
-        self._trim(checkpoint)
 
     @property
     def saves_weights(self) -> bool:
@@ -224,7 +223,7 @@ class Saving:
             share_buffers(trainer.lightning_module)
         self._trim = trim
         try:
-            checkpoints.save(trainer, path)
+            checkpoints.save(trainer, path, trim)
         finally:
             self._trim = None
 

@@ -355,7 +355,7 @@ def test_a_later_round_that_diverged_says_which(tmp_path):
     refused(
         lambda: play(tmp_path, model=second_diverges),
         ValueError,
-        "no ticket can be drawn from round 1: 36 of the 36 scores of output.weight are NaN",
+        "no ticket can be drawn from round 1: 29 of the 36 scores of output.weight are NaN",
         f"Its weights: {tmp_path / 'round-01' / 'final.ckpt'}",
         steps=30,
     )
@@ -372,3 +372,47 @@ def test_a_fit_that_ends_before_its_rewind_point(tmp_path):
         "the rewind point at 14 steps was never reached: round 0 ended after 1 steps. Choose a smaller rewind_step.",
         steps=1,
     )
+
+
+class Foreign(Watched):
+    """As modules of other packages are: other names in the sanity check, and an object among the hyperparameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.save_hyperparameters({"size": 3})
+
+    def validation_step(self, batch, index):
+        name = "sanity_check_loss" if self.trainer.sanity_checking else "val/loss"
+        self.log(name, nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["hyper_parameters"].update(kind="mine")
+        checkpoint["more"] = torch.ones(2)
+
+
+def test_a_module_that_logs_and_saves_in_its_own_way(tmp_path):
+    play(tmp_path, model=Foreign, rounds=1, monitor="val/loss", test=False)
+    final = torch.load(tmp_path / "round-01" / "final.ckpt", weights_only=True)
+    assert set(final) == {"state_dict", "epoch", "global_step", "pytorch-lightning_version"}
+    assert "more" in Checkpoint(tmp_path / "points" / "step-0.ckpt")
+
+
+class Loss:
+    pass
+
+
+class Keeping(Watched):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["kept"] = Loss()
+
+
+def test_an_object_that_cannot_be_read_back(tmp_path):
+    refused(
+        lambda: play(tmp_path, model=Keeping, test=False),
+        ValueError,
+        "step-0.ckpt cannot be read back, so no round could start from it",
+        "Allow its class before the loop, torch.serialization.add_safe_globals([Loss]), or leave it out.",
+    )
+    with torch.serialization.safe_globals([Loss]):
+        play(tmp_path, model=Keeping, rounds=1, test=False)
+    assert (tmp_path / "round-01" / "done").exists()

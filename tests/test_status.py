@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny import Tiny, loaders, play, trainer
 
-from lt_lightning import lottery, runs, status
+from lt_lightning import liveness, lottery, runs, status
 from lt_lightning.__main__ import main
 from lt_lightning.liveness import NAME, tell
 from lt_lightning.rundir import RunDirectory
@@ -204,3 +204,15 @@ def test_help_shows_examples(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert f"python -m lt_lightning {command} runs" in capsys.readouterr().out
+
+
+def test_a_wrong_argument_leaves_a_run_done_that_is_done(tmp_path):
+    state = tmp_path / "state.json"
+    (tmp_path / "records.csv").write_text("round\n0\n")
+    with pytest.raises(ValueError, match="rounds"), liveness.reported(state, "python train.py prune.rounds=-1"):
+        raise ValueError("rounds=-1 must be a whole number")
+    assert not state.exists()
+    state.write_text('{"state": "interrupted"}')
+    with pytest.raises(ValueError, match="rounds"), liveness.reported(state, "python train.py prune.rounds=-1"):
+        raise ValueError("rounds=-1 must be a whole number")
+    assert liveness.read(state)["state"] == "failed"

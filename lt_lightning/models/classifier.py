@@ -122,7 +122,7 @@ class _Accuracy(MulticlassAccuracy):
     fn: Tensor
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        right = (preds.argmax(1) == target).sum()
+        right = ((preds if preds.ndim == target.ndim else preds.argmax(1)) == target).sum()
         self.tp.add_(right)
         self.fn.add_(len(target) - right)
 
