@@ -1,8 +1,7 @@
 """Saving Lightning checkpoints atomically, and what each kind of them holds."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,14 +153,18 @@ def require_readable(path: Path) -> None:
     try:
         torch.load(path / parts.META if path.is_dir() else path, map_location="cpu", weights_only=True)
     except Exception as error:
-        found = re.search(r"GLOBAL (?:[\w.]+\.)?(\w+)", str(error))
-        allow = (
-            f"Allow its class before the loop, torch.serialization.add_safe_globals([{found[1]}]), or leave"
-            if found
-            else "Leave"
-        )
         raise ValueError(
-            f"{path} cannot be read back, so no round could start from it: {error}\n"
+            f"{path} cannot be read back, so no round could start from it: {str(error).splitlines()[0]}\n"
             "The LightningModule or LightningDataModule stores something else than tensors and primitives in its "
-            f"on_save_checkpoint or state_dict. {allow} it out."
+            "on_save_checkpoint or state_dict. Leave that out; where the class is not yours, in a subclass with "
+            f"`def on_save_checkpoint(self, checkpoint): pass`, and on_load_checkpoint alike{_how_to_allow(path)}."
         ) from error
+
+
+def _how_to_allow(path: Path) -> str:
+    """The line that lets torch read a file with objects in it, if it can tell."""
+    with suppress(Exception):
+        if found := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+            line = f"torch.serialization.add_safe_globals([{', '.join(found)}])"
+            return f". Or import what it is made of and allow it: {line}"
+    return ""

@@ -14,10 +14,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_lightning import checkpoints, epoch_metrics, moments, points, position
-from lt_lightning.atomic import link
+from lt_lightning.atomic import link, remove
 from lt_lightning.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
-from lt_lightning.processes import broadcast, gather, wait
+from lt_lightning.processes import broadcast, gather, is_writer, wait
 from lt_lightning.rewinds import RewindStep
 from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import share_buffers
@@ -190,7 +190,7 @@ class Saving:
         if not broadcast(path.exists()):
             kept = [self._key, *points.averaging_keys(trainer)]
             self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
-            checkpoints.require_readable(path)
+            self._require_readable(path)
         for step in self._further(trainer, epochs):
             name = points.path_of(self._plan.directory, step)
             if trainer.is_global_zero and name != path:
@@ -200,6 +200,14 @@ class Saving:
                 self._plan.directory.link_rewind_point(path)
             wait()  # others look at it when the fit ends, which may be now
             self._awaits_point = False
+
+    def _require_readable(self, path: Path) -> None:
+        try:
+            checkpoints.require_readable(path)
+        except ValueError:
+            if is_writer():
+                remove(path)  # so that the next start makes another
+            raise
 
     def _end_at_point(self, trainer: L.Trainer, epochs: int = 0) -> None:
         """End round 0 where the next one starts, if it is to be no longer; the point may have been saved before."""

@@ -411,8 +411,10 @@ def test_an_object_that_cannot_be_read_back(tmp_path):
         lambda: play(tmp_path, model=Keeping, test=False),
         ValueError,
         "step-0.ckpt cannot be read back, so no round could start from it",
-        "Allow its class before the loop, torch.serialization.add_safe_globals([Loss]), or leave it out.",
+        "in a subclass with `def on_save_checkpoint(self, checkpoint): pass`, and on_load_checkpoint alike",
+        "import what it is made of and allow it: torch.serialization.add_safe_globals([test_messages.Loss]).",
     )
+    assert not (tmp_path / "points" / "step-0.ckpt").exists()
     with torch.serialization.safe_globals([Loss]):
         play(tmp_path, model=Keeping, rounds=1, test=False)
     assert (tmp_path / "round-01" / "done").exists()
