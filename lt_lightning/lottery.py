@@ -188,6 +188,7 @@ def lottery(
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
+    _warn_of_repeats(plan)
     if dry_run:
         return _show(plan, model)
     if is_writer():
@@ -196,6 +197,18 @@ def lottery(
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
     shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense and not early_bird else None
     return _fits(plan, model, shared)
+
+
+def _warn_of_repeats(plan: Plan) -> None:
+    """A round with the density of the one before, rewound to the same point, has its masks and its results."""
+    densities = [plan.schedule(round) for round in range(plan.rounds + 1)]
+    repeats = [round for round in range(1, plan.rounds + 1) if densities[round] == densities[round - 1] != 1.0]
+    if repeats and getattr(plan.rewind, "func", plan.rewind) is to_point and is_writer():
+        first = repeats[0]
+        rank_zero_warn(
+            f"round {first} has the density of the round before, {densities[first]}, and repeats its results: "
+            f"rounds={first - 1} is enough (prune.rounds={first - 1})."
+        )
 
 
 def _listed(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """What is wrong is said before anything is trained, with what was seen and what to change."""
 
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
-from lt_lightning import geometric, lottery, redraw, reinit
+from lt_lightning import geometric, lottery, redraw, reinit, to_point
 from lt_lightning.rundir import Checkpoint
 
 STEPS = []
@@ -418,3 +420,10 @@ def test_an_object_that_cannot_be_read_back(tmp_path):
     with torch.serialization.safe_globals([Loss]):
         play(tmp_path, model=Keeping, rounds=1, test=False)
     assert (tmp_path / "round-01" / "done").exists()
+
+
+@pytest.mark.parametrize("rewind", [to_point, partial(to_point)])
+def test_rounds_that_would_repeat_the_one_before(tmp_path, rewind):
+    told = "round 2 has the density of the round before, 0.5, and repeats its results: rounds=1 is enough"
+    with pytest.warns(UserWarning, match=told):
+        lottery(Tiny, rounds=3, density=0.5, rewind=rewind, directory=tmp_path)
