@@ -12,10 +12,10 @@ import warnings
 
 import torch
 
-from benchmarks import callback, memory, plugin, process, replicates, rounds, sparse
+from benchmarks import callback, memory, plugin, process, replicates, resnet, rounds, sparse
 from benchmarks.side_by_side import machine
 
-MODULES = (sparse, callback, plugin, memory, rounds, process, replicates)
+MODULES = (sparse, callback, plugin, resnet, memory, rounds, process, replicates)
 PARTS = {each.__name__.split(".")[1]: each for each in MODULES}
 
 
