@@ -92,7 +92,8 @@ class Chunks:
 
     def _advance(self, fetcher: Any) -> None:
         """In place of `_TrainingEpochLoop.advance`, whose caller ends the batch that comes last."""
-        if self._loop.restarting:  # it may have nothing to train
+        skips = self._trainer.fit_loop._skip_backward  # as the last epoch of StochasticWeightAveraging does
+        if self._loop.restarting or skips or self._trainer.accumulate_grad_batches != 1:
             self._single(fetcher)
             return
         self._loop.val_loop.restarting = False
