@@ -254,6 +254,7 @@ def test_the_cells_of_the_notebook(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_notebook_in_a_kernel(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of several tests would wait for one another
     nbclient = pytest.importorskip("nbclient", reason='needs nbclient: pip install "lt-lightning[docs]"')
     pytest.importorskip("ipykernel", reason='needs ipykernel: pip install "lt-lightning[docs]"')
     notebook = import_module("nbformat").read(NOTEBOOK, as_version=4)
