@@ -26,7 +26,7 @@ def rows(quick):
         measured = step(network, density, repeats=5 if quick else 15)
         yield f"step of {network.__name__}, batch 128 SGD, at density {density}: sparse / masked dense", goal, *measured
     for network, (goal, steps) in RUNS.items():
-        measured = run(network, steps // 3 if quick else steps, rounds=20, repeats=1)
+        measured = run(network, steps // 10 if quick else steps, rounds=20, repeats=1)
         yield f"20 rounds of {network.__name__} to density 0.012, in total: sparse / off", goal, *measured
 
 

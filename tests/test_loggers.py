@@ -15,7 +15,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
@@ -498,6 +498,20 @@ def test_mlflow_leaves_the_place_of_runs_as_it_was(run: Path, tmp_path: Path, mo
         run_fits(log, run, FITS[:2])
     assert sorted(mlflow_runs(run, os.environ["MLFLOW_TRACKING_URI"])) == ["round-00", "round-01", "summary"]
     assert os.environ["MLFLOW_TRACKING_URI"] == (tmp_path / "mine").as_uri()
+
+
+def test_mlflow_opens_nothing_on_other_ranks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with MLflow(run) as log:
+        ticket = make_ticket(run, 0, "ticket")
+        logger = log.start(ticket)
+        assert isinstance(logger, MLFlowLogger)  # as on the first rank: Lightning asks all for their loggers
+        logger.log_metrics({"a": 1.0})
+        log.finish(ticket)
+        log.show(run / "report.html", run / "report.png")
+    made = [path for path in (run / "mlflow").rglob("*") if path.is_dir() and "metrics" in path.parts]
+    assert made == []
+    assert not (run / "mlflow" / "token").exists()
 
 
 def test_mlflow_says_how_to_install_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

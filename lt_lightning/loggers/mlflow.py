@@ -70,6 +70,9 @@ class MLflow:
 
     def start(self, ticket: "Ticket") -> MLFlowLogger | bool:
         """Return a logger for the round's run; False where MLflow fails."""
+        if not is_writer():
+            # Opens no run; Lightning asks every rank for its loggers.
+            return MLFlowLogger(self._experiment, tracking_uri=self._uri)
         if self._summary is None:
             return False
         tags = {"round": str(ticket.round), "arm": ticket.arm, "density": str(ticket.density)}
