@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from itertools import cycle
@@ -571,19 +572,25 @@ def test_the_command_is_killed_at_random_instants_and_ends_with_ordinary_run_dir
     options = ("trainer.max_epochs=2", "prune.rounds=2", "data.batch_size=200", "prune.every='3 steps'")
     for seed in (5, 6):
         run(tmp_path / f"apart/seed={seed}", f"seed={seed}", *options)
-    command = [sys.executable, "train.py", "seed=5", "replicates=2", "logger=csv", *options]
-    draws, kills, longest = random.Random(0), 0, 8.0
+
+    def started(directory):
+        command = [sys.executable, "train.py", "seed=5", "replicates=2", "logger=csv", *options]
+        command.append(f"hydra.run.dir='{tmp_path / directory}/seed=5'")
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert started("whole").wait() == 0
+    longest = 0.9 * (time.monotonic() - began)
+    draws, kills = random.Random(0), 0
     while kills < 100:
-        process = subprocess.Popen(
-            [*command, f"hydra.run.dir='{tmp_path}/together/seed=5'"], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+        process = started("together")
         with suppress(subprocess.TimeoutExpired):
-            assert process.wait(draws.uniform(2.0, longest)) == 0
+            assert process.wait(draws.uniform(0.4, 1.0) * longest) == 0
             break
         process.kill()
         process.wait()
-        kills, longest = kills + 1, longest * 1.1
-    assert kills >= 3
+        kills, longest = kills + 1, longest * 1.05  # so that it comes to an end when the machine is slower by now
+    assert kills >= 1
     for seed in (5, 6):
         (tmp_path / f"together/seed={seed}/lock").unlink(missing_ok=True)
         assert_close(tmp_path / f"together/seed={seed}", tmp_path / f"apart/seed={seed}")
