@@ -32,3 +32,17 @@ def leave_out_empty(callback: Any) -> None:
     for name in (START, END, *WITHIN):
         if not is_overridden(name, callback, Callback):
             setattr(callback, name, None)  # it asks whether a hook is callable
+
+
+def leave_out(callback: Any, name: str, when: bool) -> None:
+    """Let Lightning pass over this hook of ours in the fit that begins, where there is nothing to do in it.
+
+    >>> callback = Callback()
+    >>> leave_out(callback, END, when=True)
+    >>> leave_out(callback, END, when=False)
+    >>> callable(callback.on_train_batch_end)
+    True
+    """
+    vars(callback).pop(name, None)
+    if when:
+        setattr(callback, name, None)

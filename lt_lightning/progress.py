@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lt_lightning.ticket import Ticket
 
 HEADER = f"{'round':>5}  {'arm':<14}  {'density':>7}  {'accuracy':>8}  {'early stop':>10}  {'seconds':>8}"
-REFRESH_SECONDS = 0.1
+REFRESH_SECONDS = 0.25
 
 
 class Progress:
@@ -57,6 +57,7 @@ class Progress:
             _Words(pace),
             _Words(left),
             console=self._console,
+            refresh_per_second=1 / REFRESH_SECONDS,
             expand=True,
             transient=True,
             disable=not self._on_terminal(),

@@ -29,7 +29,7 @@ from lt_lightning import (
     tuning,
 )
 from lt_lightning.controls import Ingredients
-from lt_lightning.enforcement import Enforcement
+from lt_lightning.enforcement import Enforcement, gradients_matter
 from lt_lightning.interruption import Interruption
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.measurements import Measurements
@@ -68,7 +68,7 @@ class Ticket(Callback):
         self.arm = arm
         self.plan = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
-        self.fitted = self.shared = self._is_sharded = self._follows = False
+        self.fitted = self.shared = self._follows = False
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
@@ -264,7 +264,8 @@ class Ticket(Callback):
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
         self._check_start(trainer)
         self._trained = True
-        self._is_sharded = strategies.is_sharded(trainer.strategy)  # here, not at every step
+        hooks.leave_out(self, hooks.START, when=not strategies.is_sharded(trainer.strategy))
+        hooks.leave_out(self, "on_before_optimizer_step", when=not gradients_matter(trainer))
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
@@ -360,8 +361,7 @@ class Ticket(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let all processes begin with the buffers of the first, as they do under DDP."""
-        if self._is_sharded:
-            sharded.share_buffers(pl_module)
+        sharded.share_buffers(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -39,6 +39,17 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_process_group():
+    """A fit with a strategy of several processes leaves its group and its variables to whatever comes next."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Small data sets in the layout of the hub's copies: MNIST's and CIFAR-10's columns and shapes."""
