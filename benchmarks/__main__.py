@@ -1,6 +1,6 @@
 """Every figure of docs/performance.md, measured on this machine.
 
-python -m benchmarks                  # all, some ten minutes on one calm core
+python -m benchmarks                  # all, some forty minutes on one calm core
 python -m benchmarks --quick          # under three minutes
 python -m benchmarks sparse callback  # some of them
 """

@@ -32,7 +32,7 @@ RUNS = {(lenet, 60): ("lenet, batch 60 Adam", 1.1), (small, 4): ("Linear(784, 8,
 def rows(quick):
     """Rows of the table: what, the ratio to reach, the ratio, seconds of both."""
     for (network, batch_size), (what, goal) in RUNS.items():
-        measured = runs(network, batch_size, steps=100 if quick else 1000, repeats=1 if quick else 3)
+        measured = runs(network, batch_size, steps=100 if quick else 1000, repeats=1 if quick else 5)
         yield f"5 seeds of {what}, round 0 and a ticket: together / one after the other", goal, *measured
 
 

@@ -16,7 +16,7 @@ from lt_lightning.enforcement import Enforcement
 from lt_lightning.replaced import Replaced
 
 STEPS = {(lenet, 0.05): 0.6, (lenet, 0.012): 0.4, (mlp, 0.05): 0.25, (mlp, 0.012): 0.12}
-RUNS = {lenet: (0.8, 1000), mlp: (0.65, 100)}
+RUNS = {lenet: (0.8, 1000), mlp: (0.65, 200)}
 """Network → ratio to reach, and steps of a round."""
 
 
@@ -26,7 +26,7 @@ def rows(quick):
         measured = step(network, density, repeats=5 if quick else 15)
         yield f"step of {network.__name__}, batch 128 SGD, at density {density}: sparse / masked dense", goal, *measured
     for network, (goal, steps) in RUNS.items():
-        measured = run(network, steps // 10 if quick else steps, rounds=20, repeats=1)
+        measured = run(network, steps // 10 if quick else steps, rounds=20, repeats=1 if quick else 5)
         yield f"20 rounds of {network.__name__} to density 0.012, in total: sparse / off", goal, *measured
 
 
