@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig
 
-from lt_lightning import Ticket, environment, liveness, naming
+from lt_lightning import Ticket, liveness, naming
 from lt_lightning.analysis import page, report
 from lt_lightning.interruption import Interrupted
 from lt_lightning.jobs import cluster, command, job
@@ -26,6 +26,7 @@ from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
 from lt_lightning.progress import Progress
 from lt_lightning.records import objective
+from lt_lightning.refusals import in_one_line
 from lt_lightning.replicates import Replicate, configured, fit, same_data, side_by_side
 from lt_lightning.rundir import RunDirectory, remove_empty
 from lt_lightning.sweeps import every_job
@@ -45,7 +46,7 @@ def main(cfg: DictConfig) -> float | None:
     """
     hydra_config = HydraConfig.get()
     directory = hydra_config.runtime.output_dir
-    with job(__file__), ExitStack() as stack:
+    with in_one_line(hydra_config.mode == RunMode.RUN), job(__file__), ExitStack() as stack:
         if is_writer():  # Hydra has made it, and a dry run leaves it empty
             stack.callback(remove_empty, directory, hydra_config.sweep.dir)
         runs = configured(cfg, directory)
@@ -75,6 +76,7 @@ def train(runs: Sequence[Replicate]) -> None:
         loggers = [stack.enter_context(instantiate(cfg.logger)(run.directory, config=run.config)) for run in runs]
         first, *beside = (run.directory for run in runs)
         progress = stack.enter_context(Progress(first, fits * len(runs), beside=beside))
+        trainers: dict[int, Trainer] = {}
         for group in side_by_side(lotteries):
             trainers = {}
             for n, ticket in group.items():
@@ -90,8 +92,8 @@ def train(runs: Sequence[Replicate]) -> None:
                 trainers[n].test(model, data[n], ckpt_path=ticket.early_stop_path, verbose=False)
                 loggers[n].finish(ticket)
                 progress.row(ticket)
-                if is_writer() and not ticket.plan.directory.is_scratch:
-                    environment.note(runs[n].directory, command(__file__))
+        if cfg.trainer.get("fast_dev_run") and not trainers and is_writer():
+            print(f"\nnothing was tried: all is done in {first}; try it under another name, such as name=try")
         for run, each in zip(runs, loggers, strict=True):
             if is_writer() and (records := RunDirectory(run.directory).records).exists():
                 written = page.write(run.directory, most_bytes=page.QUICK), report.draw(run.directory)

@@ -25,7 +25,7 @@ PACKAGES = ("lt-lightning", "torch", "lightning", "hydra-core", "numpy", "safete
 
 
 def note(directory: str | os.PathLike[str], command: str) -> None:
-    """Add the environment at hand to those of a run, unless it is there already; call after a fit.
+    """Add the environment at hand to those of a run, unless it is there already; call at the end of a fit.
 
     Args:
         directory: the run directory.

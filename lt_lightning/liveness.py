@@ -96,16 +96,16 @@ def of_run(path: Path | None, fits: int) -> Iterator[None]:
 
 
 @contextmanager
-def reported(path: Path | None, command: str, *, even_if_empty: bool = False) -> Iterator[None]:
+def reported(path: Path | None, command_line: str, *, even_if_empty: bool = False) -> Iterator[None]:
     """Tell of any exception that ends a block, such as one in the body of a lottery's loop, or before the loop.
 
     Args:
         path: `state.json`; None on processes that do not write.
-        command: what goes on with the run.
+        command_line: what goes on with the run.
         even_if_empty: also in a directory in which nothing lies yet, as for a sweep, whose user is not looking.
     """
     global _command
-    before, _command = _command, command
+    before, _command = _command, command_line
     try:
         yield
     except BaseException as error:
@@ -191,8 +191,13 @@ def _process() -> State:
         "pid": os.getpid(),
         "born": _born(os.getpid()),
         "job": _job(),
-        "command": _command or shlex.join(sys.orig_argv),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """What to type to go on with the run at hand."""
+    return _command or shlex.join(sys.orig_argv)
 
 
 def _job() -> str | None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import checkpoints, chunks, lazy, liveness, lock, preview, pruning, sharing, ticketfile
+from lt_lightning import checkpoints, chunks, environment, lazy, liveness, lock, preview, pruning, sharing, ticketfile
 from lt_lightning.atomic import recover, remove, write_text
 from lt_lightning.configuration import check, claim
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
@@ -265,6 +265,11 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
             _finish(ticket)
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
     _write_records(plan)
+    if is_writer() and (last := max((each["round"] for each in plan.directory.finished()), default=0)) > plan.rounds:
+        rank_zero_warn(
+            f"{plan.directory.path} has {last} rounds, more than rounds={plan.rounds} asks for: all stay, in its "
+            f"records and reports too. Choose another directory for {plan.rounds} alone."
+        )
     leave()
 
 
@@ -464,6 +469,7 @@ def _finish(ticket: Ticket) -> None:
         )
     ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
+        environment.note(ticket.plan.directory.path, liveness.command())
         ticket.files.mark_done(ticket.record)
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)

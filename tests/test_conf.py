@@ -285,6 +285,12 @@ def test_every_experiment_runs_a_trial_that_counts_as_nothing(experiment, images
     assert (tmp_path / "fast_dev_run" / "round-01" / "final.ckpt").exists()
 
 
+def test_a_trial_of_what_is_done_says_that_nothing_was_tried(tmp_path, capsys):
+    for trial, told in ((), 0), (("trainer=smoke",), 1):
+        run(tmp_path, "prune.rounds=0", "trainer.max_epochs=1", *trial)
+        assert capsys.readouterr().out.count("nothing was tried: all is done in") == told
+
+
 def test_any_other_module_is_a_model_through_its_target(tmp_path):
     run(tmp_path, "trainer=smoke", "prune.rounds=1", "model._target_=test_conf.Other")
     assert (tmp_path / "fast_dev_run" / "round-01" / "final.ckpt").exists()

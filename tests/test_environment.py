@@ -1,5 +1,9 @@
 import json
+import shlex
+import sys
 from importlib.metadata import version
+
+from tiny import play
 
 from lt_lightning import environment
 
@@ -28,3 +32,9 @@ def test_a_damaged_file_is_made_again(tmp_path):
         assert environment.read(tmp_path) == []
     environment.note(tmp_path, "python train.py")
     assert len(json.loads((tmp_path / environment.NAME).read_text())) == 1
+
+
+def test_a_lottery_in_any_program_notes_it(tmp_path):
+    play(tmp_path, rounds=1)
+    (told,) = environment.read(tmp_path)
+    assert told["command"] == shlex.join(sys.orig_argv)

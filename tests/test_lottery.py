@@ -306,7 +306,8 @@ def test_the_run_directory_holds_what_the_contract_says(tmp_path):
     play(tmp_path, rounds=1, controls=["reinit", "random_mask"], rewind_step=3, rewind=keep_weights)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     fit = {"done", "early_stop.ckpt", "final.ckpt", "metrics.csv", "ticket.safetensors"}
-    expected = {"config.yaml", "records.csv", "rewind.ckpt", "points/step-0.ckpt", "points/step-3.ckpt"}
+    expected = {"config.yaml", "environment.json", "records.csv", "rewind.ckpt"}
+    expected |= {"points/step-0.ckpt", "points/step-3.ckpt"}
     for name in ("round-00", "round-01", "round-01/reinit", "round-01/random_mask"):
         expected |= {f"{name}/{file}" for file in fit}
     expected |= {"round-01/start.ckpt", "round-01/next/ticket.safetensors", "round-01/next/start.ckpt"}
@@ -348,6 +349,14 @@ def test_the_same_run_again_trains_nothing_and_changes_no_file(tmp_path):
     assert play(tmp_path, rounds=2, controls=["reinit"]) == {}
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert before == after
+
+
+def test_fewer_rounds_than_are_done_change_nothing_and_say_so(tmp_path):
+    play(tmp_path, rounds=2)
+    before = records_without_time(tmp_path)
+    with pytest.warns(UserWarning, match=r"has 2 rounds, more than rounds=1 asks for: all stay"):
+        assert play(tmp_path, rounds=1) == {}
+    assert records_without_time(tmp_path) == before
 
 
 def test_rounds_and_controls_may_grow_and_only_what_is_missing_is_trained(tmp_path):

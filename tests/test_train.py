@@ -1,5 +1,6 @@
 """`train.py` as a command."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,3 +45,30 @@ def test_an_interrupted_command_says_how_to_go_on_and_goes_on(tmp_path, number, 
     assert len(rows) == 5
     assert all((tmp_path / "run" / name).exists() for name in ("report.html", "report.png", "environment.json"))
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def said(folder, *overrides, **environment):
+    """The exit code of a command, and what it said on standard error."""
+    command = [sys.executable, ROOT / "train.py", "logger=csv", *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+    return done.returncode, done.stderr
+
+
+def test_a_refusal_is_one_line(tmp_path):
+    code, told = said(tmp_path, "prune.controls=[reinits]")
+    assert code == 1
+    assert told.splitlines()[-2].startswith("error: there is no control 'reinits': choose from ['reinit', ")
+    assert told.splitlines()[-1] == "(HYDRA_FULL_ERROR=1 tells where it was raised)"
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_other_errors_and_those_asked_for_in_full_show_where_they_were_raised(tmp_path):
+    code, told = said(tmp_path, "prune.rounds=-1", HYDRA_FULL_ERROR="1")
+    assert code == 1
+    assert "Traceback" in told
+    assert "ValueError: rounds=-1 must be a whole number" in told
+    code, told = said(tmp_path, "trainer.max_epochs=few")
+    assert code == 1
+    assert "Traceback" in told
+    assert "AssertionError" in told

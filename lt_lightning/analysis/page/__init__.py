@@ -142,7 +142,7 @@ def _made(gathered: Mapping[str, Any]) -> str:
             "<h3>Command</h3>" if len(commands) < 2 else "<h3>Commands</h3>",
             *(f'<pre class="command" tabindex="0">{html.escape(each)}</pre>' for each in commands[:_MOST_COMMANDS]),
             *_more(len(commands) - _MOST_COMMANDS, "commands"),
-            *([] if commands else ["<p>Not noted. train.py notes it, and the environment, in environment.json.</p>"]),
+            *([] if commands else ["<p>Not noted: there is no environment.json that can be read.</p>"]),
             "<h3>Environment</h3>" if len(places) < 2 else "<h3>Environments</h3>",
             *map(_environment, places.values()),
             *([] if places else ["<p>Not noted.</p>"]),
