@@ -111,20 +111,28 @@ def _count(rows: Sequence[Sequence[str]]) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     header, *body = rows or [[]]
-    told = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
-    lines = ["".join(_cell(value) for value in row) for row in body[:_MOST_ROWS]]
+    body = body[:_MOST_ROWS]
+    kinds = ["" if all(_number(row[n]) is not None for row in body) else ' class="text"' for n in range(len(header))]
+    head = (f'<th scope="col"{kind}>{html.escape(name)}</th>' for name, kind in zip(header, kinds, strict=True))
+    lines = ("".join(f"<td{kind}>{_told(each)}</td>" for each, kind in zip(row, kinds, strict=True)) for row in body)
     return (
-        f"<table><thead><tr>{told}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+        f"<table><thead><tr>{''.join(head)}</tr></thead>"
+        f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
     )
 
 
-def _cell(value: str) -> str:
+def _told(value: str) -> str:
     """A number to five digits, a whole one in full, a text as it is."""
+    number = _number(value)
+    return html.escape(value) if number is None else number
+
+
+def _number(value: str) -> str | None:
+    """What a table says of a number, or of none; None for a text."""
     try:
-        told = value if value.lstrip("-").isdigit() or not value else f"{float(value):.5g}"
+        return value if value.lstrip("-").isdigit() or not value else f"{float(value):.5g}"
     except ValueError:
-        return f'<td class="text">{html.escape(value)}</td>'
-    return f"<td>{told}</td>"
+        return None
 
 
 def _made(gathered: Mapping[str, Any]) -> str:

@@ -110,7 +110,8 @@ function fillTable(chart) {
   chart.body.replaceChildren();
   if (!chart.isOpen) return;
   const cell = (value) => (isKnown(value) ? `<td>${digits(value, 6)}</td>` : `<td class="text">${escaped(value ?? "–")}</td>`);
-  const head = chart.made.columns.map((name) => `<th scope="col">${escaped(name)}</th>`).join("");
+  const kind = (n) => (chart.made.rows.some((row) => typeof row[n] === "string") ? ' class="text"' : "");
+  const head = chart.made.columns.map((name, n) => `<th scope="col"${kind(n)}>${escaped(name)}</th>`).join("");
   const rows = chart.made.rows.map((row) => `<tr>${row.map(cell).join("")}</tr>`).join("");
   chart.body.innerHTML = `<table><thead><tr>${head}</tr></thead><tbody>${rows}</tbody></table>`;
 }
