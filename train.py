@@ -18,18 +18,20 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig
 
-from lt_lightning import Ticket, liveness, naming
+from lt_lightning import Ticket
 from lt_lightning.analysis import page, report
-from lt_lightning.interruption import Interrupted
-from lt_lightning.jobs import cluster, command, job
+from lt_lightning.cli import naming
+from lt_lightning.cli.jobs import cluster, command, job
+from lt_lightning.cli.progress import Progress
+from lt_lightning.cli.refusals import in_one_line
+from lt_lightning.cli.sweeps import every_job
+from lt_lightning.disk import liveness
+from lt_lightning.disk.rundir import RunDirectory, remove_empty
+from lt_lightning.fit.interruption import Interrupted
 from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
-from lt_lightning.progress import Progress
 from lt_lightning.records import objective
-from lt_lightning.refusals import in_one_line
 from lt_lightning.replicates import Replicate, configured, fit, same_data, side_by_side
-from lt_lightning.rundir import RunDirectory, remove_empty
-from lt_lightning.sweeps import every_job
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13

@@ -16,8 +16,9 @@ from functools import partial
 import lightning as L
 import torch
 
-from lt_lightning import checkpoints, lottery
+from lt_lightning import lottery
 from lt_lightning.data import Images, Splits
+from lt_lightning.disk import checkpoints
 from lt_lightning.models import Classifier, lenet_300_100
 
 FITS = {

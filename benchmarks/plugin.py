@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.networks import ADAM, SGD, images, lenet, make_model
 from benchmarks.side_by_side import alternated
-from lt_lightning import naming
-from lt_lightning.enforcement import Enforcement
+from lt_lightning.cli import naming
+from lt_lightning.cli.progress import Progress
+from lt_lightning.fit.enforcement import Enforcement
 from lt_lightning.loggers import log_curves
-from lt_lightning.progress import Progress
 from lt_lightning.scopes import globally
 
 

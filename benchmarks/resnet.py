@@ -17,7 +17,7 @@ from benchmarks.networks import SGD, trainer
 from benchmarks.side_by_side import alternated
 from lt_lightning import lottery
 from lt_lightning.data import Images, Splits
-from lt_lightning.enforcement import Enforcement
+from lt_lightning.fit.enforcement import Enforcement
 from lt_lightning.models import Classifier, resnet20
 
 BATCH, WARM = 128, 2

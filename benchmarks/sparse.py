@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.networks import OUTPUTS, SGD, SHAPES, images, lenet, mlp, tickets, trainer
 from benchmarks.side_by_side import alternated, ratio, seconds
 from lt_lightning import geometric
-from lt_lightning.enforcement import Enforcement
-from lt_lightning.replaced import Replaced
+from lt_lightning.fit.enforcement import Enforcement
+from lt_lightning.fit.replaced import Replaced
 
 STEPS = {(lenet, 0.05): 0.6, (lenet, 0.012): 0.4, (mlp, 0.05): 0.25, (mlp, 0.012): 0.12}
 RUNS = {lenet: (0.8, 1000), mlp: (0.65, 200)}

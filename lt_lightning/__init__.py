@@ -40,13 +40,14 @@ if TYPE_CHECKING:
         small_init_small_final,
     )
     from lt_lightning.early_bird import EarlyBird, settled
-    from lt_lightning.export import to_onnx, to_torch_prune
+    from lt_lightning.exchange.export import to_onnx, to_torch_prune
+    from lt_lightning.exchange.publish import push_ticket
+    from lt_lightning.exchange.ticketfile import TicketFile, load_ticket
     from lt_lightning.gradual import Gradual, cubically, geometrically, linearly
     from lt_lightning.layers import layer_weights
     from lt_lightning.lottery import lottery
     from lt_lightning.masks import Masks, Scores, Weights, density
     from lt_lightning.prunable import Prunable
-    from lt_lightning.publish import push_ticket
     from lt_lightning.rewinds import (
         Changed,
         Rewind,
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from lt_lightning.scopes import Scope, balanced, channels, erk, globally, layerwise, n_m
     from lt_lightning.stopping import StopWhen, worse_than_dense
     from lt_lightning.ticket import Ticket
-    from lt_lightning.ticketfile import TicketFile, load_ticket
     from lt_lightning.transfer import transfer
 
 __version__ = "0.1.0"
@@ -173,12 +173,12 @@ _MODULES = {
     ),
     "early_bird": ("EarlyBird", "settled"),
     "gradual": ("Gradual", "cubically", "geometrically", "linearly"),
-    "export": ("to_onnx", "to_torch_prune"),
+    "exchange.export": ("to_onnx", "to_torch_prune"),
     "layers": ("layer_weights",),
     "lottery": ("lottery",),
     "masks": ("Masks", "Scores", "Weights", "density"),
     "prunable": ("Prunable",),
-    "publish": ("push_ticket",),
+    "exchange.publish": ("push_ticket",),
     "rewinds": (
         "Changed",
         "Rewind",
@@ -194,7 +194,7 @@ _MODULES = {
     "scopes": ("Scope", "balanced", "channels", "erk", "globally", "layerwise", "n_m"),
     "stopping": ("StopWhen", "worse_than_dense"),
     "ticket": ("Ticket",),
-    "ticketfile": ("TicketFile", "load_ticket"),
+    "exchange.ticketfile": ("TicketFile", "load_ticket"),
     "transfer": ("transfer",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

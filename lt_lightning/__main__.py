@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_lightning import status, ticket_command
+from lt_lightning import ticket_command
 from lt_lightning.analysis import command
+from lt_lightning.cli import status
 from lt_lightning.records import finite
 
 _STATUS = """\

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_lightning import probe
 from lt_lightning.criteria import Evidence
+from lt_lightning.fit import probe
 from lt_lightning.masks import Density, Masks, Scores, density
 from lt_lightning.scopes import group_by_pattern, select
 from lt_lightning.seeding import derive, seeded

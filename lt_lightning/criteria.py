@@ -37,7 +37,7 @@ class Evidence:
         model: `model(weights, *inputs)` runs the module's forward with these weights in place of its own.
         batches: `batches()` iterates over the training batches of epoch 0, on the module's device.
         make_module: makes a copy of the LightningModule, with the weights and buffers of the rewind point, in training
-            mode, which logs nothing; whatever is done to it stays its own. See `probe.py` for its loss.
+            mode, which logs nothing; whatever is done to it stays its own. See `fit/probe.py` for its loss.
     """
 
     round: int

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import yaml
 
-from lt_lightning import parts, ticketfile
-from lt_lightning.atomic import remove, write_text
-from lt_lightning.checksum import sealed
-from lt_lightning.configuration import compare
+from lt_lightning.disk import parts
+from lt_lightning.disk.atomic import remove, write_text
+from lt_lightning.disk.checksum import sealed
+from lt_lightning.disk.configuration import compare
+from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint
+from lt_lightning.exchange import ticketfile
 from lt_lightning.plan import Plan
 from lt_lightning.records import are_curves_whole
-from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,25 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import checkpoints, chunks, environment, lazy, liveness, lock, preview, pruning, sharing, ticketfile
-from lt_lightning.atomic import recover, remove, write_text
-from lt_lightning.configuration import check, claim
+from lt_lightning import preview, pruning, sharing
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
+from lt_lightning.disk import checkpoints, environment, liveness, lock
+from lt_lightning.disk.atomic import recover, remove, write_text
+from lt_lightning.disk.configuration import check, claim
+from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
+from lt_lightning.exchange import ticketfile
+from lt_lightning.fit import chunks, lazy
+from lt_lightning.fit.interruption import Interruption
 from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
-from lt_lightning.interruption import Interruption
 from lt_lightning.layers import layer_weights
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
-from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded

@@ -7,19 +7,18 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
-from lt_lightning.configuration import LAYOUT, fingerprint
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
+from lt_lightning.disk.configuration import LAYOUT, fingerprint
+from lt_lightning.disk.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.gradual import Gradual
 from lt_lightning.gradual import check as check_gradual
 from lt_lightning.masks import Density, Masks
 from lt_lightning.prunable import Prunable
 from lt_lightning.rewinds import Rewind, RewindStep
-from lt_lightning.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.schedules import Schedule
 from lt_lightning.scopes import Scope, group_by_pattern
-from lt_lightning.sparse import Sparse
 from lt_lightning.stopping import StopWhen, needs_dense
 
 AUTO = "auto"
@@ -57,7 +56,7 @@ class Plan:
     dense: bool
     keep_last: bool
     every: RewindStep | str | None
-    sparse: Sparse
+    sparse: str | float
     config: Mapping[str, Any]
     gradual: Gradual | None = None
     gradual_every: RewindStep = EACH_EPOCH

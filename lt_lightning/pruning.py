@@ -9,22 +9,23 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lt_lightning import checkpoints, position
 from lt_lightning.changes import Change, Weight
 from lt_lightning.criteria import Evidence
-from lt_lightning.loading import read_into
+from lt_lightning.disk import checkpoints
+from lt_lightning.disk.loading import read_into
+from lt_lightning.disk.parts import Stored
+from lt_lightning.disk.rundir import ArmDirectory, Checkpoint, model_state
+from lt_lightning.exchange.ticketfile import TicketFile, read, tensors_of
+from lt_lightning.fit import position
+from lt_lightning.fit.probe import probe
 from lt_lightning.masks import Masks, plain_name
-from lt_lightning.parts import Stored
 from lt_lightning.plan import Plan, control_name, unwrap
-from lt_lightning.probe import probe
 from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, find_prunable, ties
 from lt_lightning.rewinds import Changed, State
-from lt_lightning.rundir import ArmDirectory, Checkpoint, model_state
 from lt_lightning.scopes import select
 from lt_lightning.seeding import generator
 from lt_lightning.sharded import any_sharded
-from lt_lightning.ticketfile import TicketFile, read, tensors_of
 
 
 def write_dense(plan: Plan, masks: Masks, module: nn.Module) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_lightning.atomic import write_text
-from lt_lightning.checksum import digest
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.checksum import digest
 
 COLUMNS = ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")
 """The columns that every record has, in order; metrics follow under their own names."""

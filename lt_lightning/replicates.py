@@ -33,15 +33,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from lt_lightning import moments
 from lt_lightning.data import Images
-from lt_lightning.enforcement import Enforcement
-from lt_lightning.guard import Guard
-from lt_lightning.interruption import Interruption
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.fit import moments
+from lt_lightning.fit.enforcement import Enforcement
+from lt_lightning.fit.guard import Guard
+from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.pulse import Pulse
 from lt_lightning.models import Classifier
 from lt_lightning.models.classifier import Batch, is_read
-from lt_lightning.pulse import Pulse
-from lt_lightning.rundir import Checkpoint
 from lt_lightning.sparse import ELEMENTWISE
 from lt_lightning.ticket import Ticket
 

@@ -16,14 +16,15 @@ from typing import Any
 
 from torch import nn
 
-from lt_lightning import liveness, lock, points
-from lt_lightning.atomic import link, remove, take_copy, write_text
-from lt_lightning.configuration import fingerprint
 from lt_lightning.criteria import magnitude
+from lt_lightning.disk import liveness, lock
+from lt_lightning.disk.atomic import link, remove, take_copy, write_text
+from lt_lightning.disk.configuration import fingerprint
+from lt_lightning.disk.rundir import RunDirectory
+from lt_lightning.fit import points
 from lt_lightning.integrity import is_whole
 from lt_lightning.plan import Plan
 from lt_lightning.rewinds import RewindStep, parse_step, to_point
-from lt_lightning.rundir import RunDirectory
 from lt_lightning.scopes import globally
 
 DENSE = "dense"

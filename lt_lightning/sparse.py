@@ -1,8 +1,8 @@
 """Sparse execution: the layers of a ticket that run on sparse kernels while it is fitted, where that is faster.
 
 The first step of a fit is dense, and shows what each layer takes in. Then it is measured which of them are faster on
-the kernels of `csr.py` at their density, and these are replaced (`replaced.py`). What was chosen is written beside the
-fit's other files, so that a restarted fit chooses the same, and has the same bits.
+the kernels of `fit/csr.py` at their density, and these are replaced (`fit/replaced.py`). What was chosen is written
+beside the fit's other files, so that a restarted fit chooses the same, and has the same bits.
 """
 
 import json
@@ -24,12 +24,12 @@ from torch import Tensor, nn, optim
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 
-from lt_lightning import csr
-from lt_lightning.atomic import write_text
-from lt_lightning.checksum import digest
-from lt_lightning.csr import Pattern
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.checksum import digest
+from lt_lightning.fit import csr
+from lt_lightning.fit.csr import Pattern
+from lt_lightning.fit.replaced import Replaced
 from lt_lightning.masks import Masks, few
-from lt_lightning.replaced import Replaced
 from lt_lightning.twins import twins
 
 Sparse = str | float

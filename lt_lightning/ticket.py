@@ -14,34 +14,23 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from lt_lightning import (
-    chunks,
-    epoch_metrics,
-    guard,
-    hooks,
-    loading,
-    moments,
-    position,
-    pulse,
-    sharded,
-    sparse,
-    strategies,
-    tuning,
-)
+from lt_lightning import sharded, sparse, strategies
 from lt_lightning.controls import Ingredients
-from lt_lightning.enforcement import Enforcement, gradients_matter
-from lt_lightning.interruption import Interruption
+from lt_lightning.disk import loading
+from lt_lightning.disk.rundir import TICKET, ArmDirectory
+from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
+from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, tuning
+from lt_lightning.fit.enforcement import Enforcement, gradients_matter
+from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.measurements import Measurements
+from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density
-from lt_lightning.measurements import Measurements
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
 from lt_lightning.prunable import check_norms, find_prunable, ties
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
-from lt_lightning.rundir import TICKET, ArmDirectory
-from lt_lightning.saving import Saving
 from lt_lightning.seeding import random_state, set_random_state
-from lt_lightning.ticketfile import TicketFile, tensors_of
 from lt_lightning.tightening import Settling, Tightening
 from lt_lightning.twins import twins
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_lightning.wording import percent, table
+from lt_lightning.cli.wording import percent, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lt_lightning.ticketfile import TicketFile
+    from lt_lightning.exchange.ticketfile import TicketFile
 
 _EPILOG = """\
 PATH is a ticket.safetensors, the directory of a round or control, or an address on the Hugging Face hub such as
@@ -102,8 +102,8 @@ def add(commands: Any, style: Any) -> None:
 
 
 def _show(given: argparse.Namespace) -> Found:
+    from lt_lightning.exchange.ticketfile import load_ticket
     from lt_lightning.masks import density
-    from lt_lightning.ticketfile import load_ticket
 
     ticket = load_ticket(given.path)
     layers: list[dict[str, Any]] = [
@@ -153,7 +153,7 @@ def _diff(given: argparse.Namespace) -> Found:
     import torch
 
     from lt_lightning.analysis import overlap
-    from lt_lightning.ticketfile import load_ticket
+    from lt_lightning.exchange.ticketfile import load_ticket
 
     one, other = load_ticket(given.path), load_ticket(given.other)
     rows = overlap.compare(one.masks, other.masks)
@@ -181,8 +181,8 @@ def _alike(same: bool) -> str:
 
 
 def _export(given: argparse.Namespace) -> Found:
-    from lt_lightning import export
-    from lt_lightning.ticketfile import load_ticket
+    from lt_lightning.exchange import export
+    from lt_lightning.exchange.ticketfile import load_ticket
 
     ticket, output = load_ticket(given.path), Path(given.output)
     for option in ("model", "input"):
@@ -199,8 +199,8 @@ def _export(given: argparse.Namespace) -> Found:
 
 def _chosen(ticket: "TicketFile", given: argparse.Namespace) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
     """The masks, and the weights that they are for, under the names to write."""
-    from lt_lightning import apply
-    from lt_lightning.ticketfile import tensors_of
+    from lt_lightning.exchange import apply
+    from lt_lightning.exchange.ticketfile import tensors_of
 
     masks = apply.select(ticket.masks_by_name, None, given.prefix)
     if given.weights:
@@ -217,8 +217,9 @@ def _chosen(ticket: "TicketFile", given: argparse.Namespace) -> tuple[dict[str, 
 
 
 def _apply(given: argparse.Namespace) -> Found:
-    from lt_lightning import apply, checkpoints, export
-    from lt_lightning.ticketfile import load_ticket
+    from lt_lightning.disk import checkpoints
+    from lt_lightning.exchange import apply, export
+    from lt_lightning.exchange.ticketfile import load_ticket
 
     masks = apply.select(load_ticket(given.path).masks_by_name, None, given.prefix)
     source, output = Path(given.checkpoint), Path(given.output)
@@ -265,7 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _model_and_input(given: argparse.Namespace, state: Mapping[str, "Tensor"]) -> tuple["nn.Module", "Tensor"]:
     """The model with these weights, and an input for it."""
-    from lt_lightning import apply
+    from lt_lightning.exchange import apply
 
     model = _made(given.model) if given.model else _of_run(given.path)
     apply.apply(model, {}, state, complete=True)

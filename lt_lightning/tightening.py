@@ -5,9 +5,10 @@ from typing import Any
 
 import lightning as L
 
-from lt_lightning import position
 from lt_lightning.criteria import Evidence
 from lt_lightning.early_bird import mask_distance
+from lt_lightning.exchange.ticketfile import pack, unpack
+from lt_lightning.fit import position
 from lt_lightning.gradual import density_at
 from lt_lightning.masks import Density, Masks
 from lt_lightning.plan import Plan
@@ -16,7 +17,6 @@ from lt_lightning.prunable import check_norms
 from lt_lightning.pruning import gather_evidence
 from lt_lightning.scopes import select
 from lt_lightning.strategies import is_sharded
-from lt_lightning.ticketfile import pack, unpack
 
 
 class Tightening:

@@ -11,19 +11,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lt_lightning.checksum import digest_of
+from lt_lightning.disk.checksum import digest_of
+from lt_lightning.disk.parts import Stored
+from lt_lightning.exchange.ticketfile import TicketFile, load_ticket, read
 from lt_lightning.layers import layer_weights
 from lt_lightning.lottery import Model, fresh_module, lottery
 from lt_lightning.masks import Masks, Scores, few, plain_name
 from lt_lightning.masks import density as density_of
-from lt_lightning.parts import Stored
 from lt_lightning.prunable import find_prunable
 from lt_lightning.pruning import in_parts
 from lt_lightning.rewinds import State, to_point
 from lt_lightning.seeding import derive
 from lt_lightning.sharded import spread
 from lt_lightning.ticket import Ticket, unwrap_compiled
-from lt_lightning.ticketfile import TicketFile, load_ticket, read
 
 _OWN = ("schedule", "density", "criterion", "scope", "rewind", "gradual", "stop_when")
 """Arguments of `lottery` that the ticket takes the place of."""

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from lt_lightning import naming
+from lt_lightning.cli import naming
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

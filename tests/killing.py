@@ -21,9 +21,10 @@ import torch
 from tiny import Tiny, data, trainer
 from torch.utils.data import DataLoader, Dataset
 
-from lt_lightning import atomic, checkpoints, lottery, rundir, ticket
+from lt_lightning import lottery, ticket
+from lt_lightning.disk import atomic, checkpoints, rundir
+from lt_lightning.disk.rundir import ArmDirectory, Checkpoint
 from lt_lightning.records import read_records
-from lt_lightning.rundir import ArmDirectory, Checkpoint
 
 PHASES = ("starting", "training", "validation", "saving", "pruning", "testing", "finishing")
 
@@ -262,6 +263,7 @@ CONTENT = {
     "ckpt": lambda path: checkpoint(path),
     "done": lambda path: without_time([ArmDirectory(path.parent).read_done()["record"]]),
     "yaml": lambda path: path.read_text(),
+    "json": lambda path: path.read_text(),
     "safetensors": lambda path: path.read_bytes(),
 }
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import yaml
 
-from lt_lightning import environment
+from lt_lightning.disk import environment
+from lt_lightning.disk.rundir import RunDirectory
+from lt_lightning.exchange.ticketfile import TicketFile
 from lt_lightning.records import to_csv, write_records
-from lt_lightning.rundir import RunDirectory
-from lt_lightning.ticketfile import TicketFile
 
 LENET = {"hidden1.weight": (300, 784), "hidden2.weight": (100, 300), "output.weight": (10, 100)}
 SMALL = {"hidden.weight": (12, 784), "output.weight": (10, 12)}

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import Tiny, play
 
-from lt_lightning import load_ticket, parts, redraw, runs
+from lt_lightning import load_ticket, redraw
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import fits, layers, movement, overlap, report
-from lt_lightning.rundir import Checkpoint, RunDirectory
+from lt_lightning.disk import parts, runs
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 
 A = {"one.weight": torch.tensor([[1, 1, 0, 0]]).bool(), "two.weight": torch.tensor([1, 0]).bool()}
 B = {"one.weight": torch.tensor([[1, 0, 1, 1]]).bool(), "two.weight": torch.tensor([1, 1]).bool()}

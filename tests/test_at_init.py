@@ -9,16 +9,17 @@ from app import run
 from tiny import Tiny, play, trainer
 from torch import nn
 
-from lt_lightning import at_init, lottery, probe
+from lt_lightning import at_init, lottery
 from lt_lightning.at_init import grasp, snip, synflow
 from lt_lightning.criteria import Evidence
 from lt_lightning.data import Images, digits
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.exchange.ticketfile import read
+from lt_lightning.fit import probe
 from lt_lightning.models import Classifier, lenet_300_100
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint
 from lt_lightning.schedules import one_shot
 from lt_lightning.scopes import globally, select
-from lt_lightning.ticketfile import read
 
 CRITERIA = [snip, grasp, synflow]
 

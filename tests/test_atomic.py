@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lt_lightning.atomic import write_bytes, write_text
+from lt_lightning.disk.atomic import write_bytes, write_text
 
 
 class Killed(BaseException):

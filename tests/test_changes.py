@@ -12,10 +12,10 @@ from tiny import Tiny, play
 
 from lt_lightning import changes, controls, rewinds
 from lt_lightning.changes import Weight, kept_signs, noisy, shuffled, signed_constant
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.exchange.ticketfile import read
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint
 from lt_lightning.seeding import generator
-from lt_lightning.ticketfile import read
 
 CHANGES = [signed_constant, kept_signs, shuffled, partial(noisy, sigma=0.5)]
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lt_lightning import cubically, lottery, settled
-from lt_lightning.chunks import checked
-from lt_lightning.hooks import END, START, WITHIN
+from lt_lightning.fit.chunks import checked
+from lt_lightning.fit.hooks import END, START, WITHIN
 
 REFUSED = {
     "accumulation": "accumulate_grad_batches",

@@ -15,10 +15,10 @@ from sampling import few
 from tiny import Tiny
 
 from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
+from lt_lightning.cli.naming import run_directory
+from lt_lightning.exchange.ticketfile import TicketFile
 from lt_lightning.models import Classifier
-from lt_lightning.naming import run_directory
 from lt_lightning.schedules import one_shot
-from lt_lightning.ticketfile import TicketFile
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from lt_lightning.configuration import claim, compare, fingerprint, flatten
+from lt_lightning.disk.configuration import claim, compare, fingerprint, flatten
 
 CONFIG = {
     "data": {"name": "digits", "path": "/here", "num_workers": 0},

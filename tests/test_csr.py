@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_lightning.csr import Pattern, conv2d, linear
+from lt_lightning.fit.csr import Pattern, conv2d, linear
 
 
 def draw(*shape, seed=0, **options):

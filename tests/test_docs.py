@@ -26,8 +26,8 @@ from tiny import Tiny, loaders
 
 import lt_lightning
 from lt_lightning import __main__ as command_line
+from lt_lightning.cli.naming import register
 from lt_lightning.controls import _OURS
-from lt_lightning.naming import register
 from lt_lightning.records import read_records
 
 ROOT = Path(__file__).parents[1]
@@ -343,7 +343,7 @@ def test_the_reference_has_every_public_name():
 
 
 def test_the_errors_of_the_table_are_those_that_there_are():
-    source = "".join(path.read_text() for path in Path(lt_lightning.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(lt_lightning.__file__).parent.rglob("*.py"))
     told = [row[0].strip('" ') for row in rows(PAGES["own_project"], "it says | because")]
     assert len(told) == 8
     assert [words for words in told if words not in source] == []

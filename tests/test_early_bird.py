@@ -12,10 +12,10 @@ from tiny import STEPS_PER_EPOCH, Tiny, loaders, trainer
 
 from lt_lightning import lottery, settled, snip
 from lt_lightning.criteria import magnitude
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.early_bird import mask_distance
 from lt_lightning.plan import describe
 from lt_lightning.records import read_curves, read_records
-from lt_lightning.rundir import Checkpoint, RunDirectory
 from lt_lightning.scopes import globally
 
 PRUNABLE = 8 * 12 + 12 * 3

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt_lightning.early_stop import EarlyStop
+from lt_lightning.fit.early_stop import EarlyStop
 
 
 def after(values, mode="min"):

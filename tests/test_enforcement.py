@@ -8,9 +8,10 @@ from sampling import few
 from tiny import Tiny, loaders, play, trainer
 from torch import optim
 
-from lt_lightning import enforcement, keep_weights, lottery
-from lt_lightning.rundir import Checkpoint, RunDirectory
-from lt_lightning.ticketfile import read
+from lt_lightning import keep_weights, lottery
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
+from lt_lightning.exchange.ticketfile import read
+from lt_lightning.fit import enforcement
 
 
 class Clips(Tiny):

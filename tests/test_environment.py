@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from tiny import play
 
-from lt_lightning import environment
+from lt_lightning.disk import environment
 
 
 def test_an_environment_is_noted_once(tmp_path):

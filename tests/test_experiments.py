@@ -5,9 +5,9 @@ import pytest
 import torch
 from app import run
 
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.exchange.ticketfile import read
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint
-from lt_lightning.ticketfile import read
 
 
 class Spy(L.Callback):

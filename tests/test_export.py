@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lt_lightning import to_onnx, to_torch_prune
-from lt_lightning.export import in_prune_form, masked, write_weights
+from lt_lightning.exchange.export import in_prune_form, masked, write_weights
 from lt_lightning.models import Classifier, gpt, lenet_300_100
 from lt_lightning.prunable import find_prunable
 

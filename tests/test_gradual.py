@@ -14,11 +14,11 @@ from test_messages import Watched, refused
 from tiny import STEPS_PER_EPOCH, Tiny, loaders, trainer
 
 from lt_lightning import cubically, geometrically, gradual, linearly, lottery, movement, snip
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
+from lt_lightning.exchange.ticketfile import read
 from lt_lightning.masks import density
 from lt_lightning.plan import describe
 from lt_lightning.records import read_curves, read_records
-from lt_lightning.rundir import Checkpoint, RunDirectory
-from lt_lightning.ticketfile import read
 
 PACES = [cubically, linearly, geometrically]
 PRUNABLE = 8 * 12 + 12 * 3

@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from tiny import Tiny, loaders, trainer
 
 from lt_lightning import lottery
-from lt_lightning.hooks import END, START, WITHIN, hooked, leave_out_empty
+from lt_lightning.fit.hooks import END, START, WITHIN, hooked, leave_out_empty
 
 
 class Ending(Callback):

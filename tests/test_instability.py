@@ -11,14 +11,15 @@ import torch
 from app import run as run_train
 from tiny import STEPS_PER_EPOCH, Tiny, data, loaders, play
 
-from lt_lightning import keep_weights, load_ticket, parts, redraw
+from lt_lightning import keep_weights, load_ticket, redraw
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import copies, evaluation, instability
 from lt_lightning.analysis.recipe import Recipe, of_run
 from lt_lightning.controls import Ingredients
+from lt_lightning.disk import parts
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory, model_state
 from lt_lightning.lottery import once
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint, RunDirectory, model_state
 from lt_lightning.seeding import derive
 
 EPOCHS = 2

@@ -12,8 +12,8 @@ from sampling import few
 from test_lottery import assert_same_state, final, records_without_time
 from tiny import STEPS_PER_EPOCH, play
 
-from lt_lightning.interruption import REQUEUE, SIGNALS, Interrupted, Interruption
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.fit.interruption import REQUEUE, SIGNALS, Interrupted, Interruption
 
 
 class SignalAt(L.Callback):

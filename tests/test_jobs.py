@@ -18,7 +18,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch.utils.data import DataLoader
 
-from lt_lightning import jobs
+from lt_lightning.cli import jobs
 from lt_lightning.records import read_records
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,7 @@ import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lt_lightning.jobs import job
+from lt_lightning.cli.jobs import job
 
 
 class Fails(L.Callback):

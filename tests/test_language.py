@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, gelu, layer_norm
 from torch.utils.data import DataLoader
 
+from lt_lightning.exchange.ticketfile import read
 from lt_lightning.models import LanguageModel, decay_matrices, gpt, warmup_cosine
 from lt_lightning.models.language_model import NO_TARGET
 from lt_lightning.records import read_records
-from lt_lightning.ticketfile import read
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 BLOCK = ("attention.qkv.weight", "attention.projection.weight", "mlp.hidden.weight", "mlp.projection.weight")

@@ -13,15 +13,27 @@ import lt_lightning
 
 ROOT = Path(lt_lightning.__file__).parent
 
+ROOMS = ("disk", "fit", "exchange", "cli")
+"""Packages whose modules have a floor each."""
+
 FLOORS = (
-    {"sharded", "csr"},
+    {"sharded", "fit.csr"},
     {
-        *("masks", "seeding", "processes", "twins", "parametrized", "lazy", "hub"),
-        *("atomic", "checksum", "interruption", "liveness", "moments", "epoch_metrics", "hooks"),
+        *("masks", "seeding", "processes", "twins", "parametrized", "fit.lazy", "exchange.hub"),
+        *(
+            "disk.atomic",
+            "disk.checksum",
+            "fit.interruption",
+            "disk.liveness",
+            "fit.moments",
+            "fit.epoch_metrics",
+            "fit.hooks",
+        ),
     },
-    {"parts", "strategies", "probe", "changes", "apply", "replaced"},
+    {"disk.parts", "strategies", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
     {
-        "lock",
+        "disk.lock",
+        "disk.environment",
         "criteria",
         "scopes",
         "schedules",
@@ -29,19 +41,29 @@ FLOORS = (
         "early_bird",
         "rewinds",
         "controls",
-        "rundir",
-        "configuration",
-        "position",
+        "disk.rundir",
+        "disk.configuration",
+        "fit.position",
         "layers",
-        "enforcement",
+        "fit.enforcement",
         "sparse",
     },
-    {"prunable", "at_init", "chunks"},
+    {"prunable", "at_init", "fit.chunks"},
     {"records"},
     {"stopping"},
-    {"plan", "ticketfile", "checkpoints", "loading", "pulse"},
-    {"early_stop", "points", "pruning", "guard", "tuning", "preview", "integrity", "export", "publish"},
-    {"measurements", "saving", "sharing", "tightening"},
+    {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
+    {
+        "fit.early_stop",
+        "fit.points",
+        "pruning",
+        "fit.guard",
+        "fit.tuning",
+        "preview",
+        "integrity",
+        "exchange.export",
+        "exchange.publish",
+    },
+    {"fit.measurements", "fit.saving", "sharing", "tightening"},
     {"ticket"},
     {"lottery"},
     {"transfer"},
@@ -53,17 +75,17 @@ SIDE = {"models": 2, "data": 2}
 """Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
 
 TOP = (
-    "naming",
-    "wording",
-    "environment",
-    "runs",
-    "progress",
-    "jobs",
-    "sweeps",
+    "cli.naming",
+    "cli.refusals",
+    "cli.wording",
+    "disk.runs",
+    "cli.progress",
+    "cli.jobs",
+    "cli.sweeps",
     "replicates",
     "analysis",
     "loggers",
-    "status",
+    "cli.status",
     "conf",
     "ticket_command",
     "__main__",
@@ -85,7 +107,8 @@ def height():
 def units(root=ROOT):
     """Module or package → its files."""
     found = {path.stem: [path] for path in root.glob("*.py")}
-    packages = [path for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    found |= {f"{room}.{path.stem}": [path] for room in ROOMS for path in (root / room).glob("[!_]*.py")}
+    packages = [path for path in root.iterdir() if path.is_dir() and path.name not in ("__pycache__", *ROOMS)]
     return found | {path.name: sorted(path.rglob("*.py")) for path in packages}
 
 
@@ -105,7 +128,7 @@ def ours(name, known):
     top, *rest = name.split(".")
     if top != "lt_lightning":
         return None
-    return rest[0] if rest and rest[0] in known else "__init__"
+    return next((unit for unit in (".".join(rest[:2]), *rest[:1]) if unit in known), "__init__")
 
 
 def imports_of(unit):
@@ -181,8 +204,8 @@ def test_importing_the_package_loads_nothing_that_lightning_has_not_loaded():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     at_once, foreign, never, loaded = done.stdout.splitlines()
     assert (at_once, foreign, never) == ("[]", "[]", "[]")
-    on_demand = {"__init__", "at_init", "export", "publish", "transfer"}
-    assert loaded == str(sorted(set().union(*FLOORS) - on_demand))
+    on_demand = {"__init__", "at_init", "exchange.export", "exchange.publish", "transfer"}
+    assert loaded == str(sorted((set().union(*FLOORS) - on_demand) | {"disk", "fit", "exchange"}))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +239,7 @@ def test_public_names_are_all_there_and_others_are_not():
     assert fresh("import lt_lightning as l; print(set(l.__all__) <= set(dir(l)))") == "True"
     assert fresh("import lt_lightning as l; print(hasattr(l, 'nothing'))") == "False"
     assert fresh("import lt_lightning as l; print(l.schedules.geometric is l.geometric)") == "True"
-    assert fresh("from lt_lightning import lazy; print(lazy.__name__)") == "lt_lightning.lazy"
+    assert fresh("from lt_lightning import plan; print(plan.__name__)") == "lt_lightning.plan"
 
 
 @pytest.mark.parametrize("command", ["", "status", "summary", "report", "analyse", "ticket"])

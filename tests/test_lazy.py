@@ -9,8 +9,8 @@ from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
 from lt_lightning import lottery
-from lt_lightning.lazy import materialise
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.fit.lazy import materialise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 

@@ -13,9 +13,11 @@ from app import run
 from killing import assert_same_directories
 from tiny import STEPS_PER_EPOCH, Tiny, loaders, play, trainer
 
-from lt_lightning import liveness, lottery, pulse
-from lt_lightning.interruption import Interrupted
-from lt_lightning.liveness import NAME, judge, read
+from lt_lightning import lottery
+from lt_lightning.disk import liveness
+from lt_lightning.disk.liveness import NAME, judge, read
+from lt_lightning.fit import pulse
+from lt_lightning.fit.interruption import Interrupted
 
 
 class Watch(L.Callback):
@@ -133,7 +135,7 @@ def test_a_file_that_cannot_be_read_is_begun_anew(tmp_path, content):
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from lt_lightning import liveness
+from lt_lightning.disk import liveness
 with liveness.of_run(Path(sys.argv[1]), 3):
     print("ready", flush=True)
     time.sleep(600)

@@ -7,7 +7,7 @@ import pytest
 from tiny import Tiny, play
 
 from lt_lightning import lottery
-from lt_lightning.lock import hold
+from lt_lightning.disk.lock import hold
 
 
 def work(directory, started, ended):
@@ -72,7 +72,7 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_made_again(tmp_
         if len(calls) == 1:
             path.unlink()
 
-    monkeypatch.setattr("lt_lightning.lock.fcntl.lockf", removed_at_first)
+    monkeypatch.setattr("lt_lightning.disk.lock.fcntl.lockf", removed_at_first)
     with hold(path):
         assert len(calls) == 2
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"

@@ -21,10 +21,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import lt_lightning
+from lt_lightning.disk.rundir import ArmDirectory
 from lt_lightning.loggers import MLflow, Nothing, TensorBoard, Wandb
 from lt_lightning.loggers.wandb import has_key
 from lt_lightning.records import read_curves, read_records
-from lt_lightning.rundir import ArmDirectory
 
 FITS = [(0, "ticket"), (1, "ticket"), (1, "reinit")]
 

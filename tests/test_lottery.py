@@ -12,9 +12,9 @@ from sampling import few
 from tiny import STEPS_PER_EPOCH, Tiny, loaders, play, trainer
 
 from lt_lightning import explicit, fine_tune, keep_weights, layerwise, lottery, movement, one_shot, redraw, to_point
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
+from lt_lightning.exchange.ticketfile import read
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint, RunDirectory
-from lt_lightning.ticketfile import read
 
 slow = pytest.mark.slow
 
@@ -476,7 +476,7 @@ def test_an_interrupted_fit_continues_from_its_last_epoch(tmp_path):
     [("auto", 1e9, 5), ("auto", 0, 10), ("1 epoch", 0, 5), ("2 epochs", 0, 5), ("3 steps", 0, 3), (None, 0, 15)],
 )
 def test_how_often_a_fit_is_saved_is_an_option(tmp_path, monkeypatch, every, share, left):
-    monkeypatch.setattr("lt_lightning.saving.SHARE", share)  # of the time; with 0 the first save is also the last
+    monkeypatch.setattr("lt_lightning.fit.saving.SHARE", share)  # of the time; with 0 the first save is also the last
     with pytest.raises(Stop):
         play(tmp_path, rounds=0, make_callbacks=lambda: [StopAt("on_train_batch_end", 13)], every=every)
     models = play(tmp_path, rounds=0, every=every)

@@ -9,7 +9,7 @@ from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
 from lt_lightning import geometric, lottery, redraw, reinit, to_point
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.disk.rundir import Checkpoint
 
 STEPS = []
 

@@ -3,8 +3,9 @@
 import pytest
 from matrix import check_row
 
-from lt_lightning import position, ticket
-from lt_lightning.enforcement import Enforcement
+from lt_lightning import ticket
+from lt_lightning.fit import position
+from lt_lightning.fit.enforcement import Enforcement
 
 pytestmark = pytest.mark.lightning_matrix
 

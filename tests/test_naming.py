@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lt_lightning.naming import register, run_directory
+from lt_lightning.cli.naming import register, run_directory
 
 
 def told(*overrides, prune="iterative"):

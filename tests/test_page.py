@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import SMALL, make_run, make_study
 
-from lt_lightning import runs
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import contents, fits, layers, movement, page, summary
+from lt_lightning.disk import runs
 from lt_lightning.records import COLUMNS, read_records, write_records
 
 PARTS = Path(page.__file__).parent

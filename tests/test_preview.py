@@ -9,7 +9,7 @@ from tiny import Tiny
 from torch import nn
 
 from lt_lightning import geometric, layerwise, lottery
-from lt_lightning.rundir import remove_empty
+from lt_lightning.disk.rundir import remove_empty
 
 TABLE = """\
 pruned         shape  count  share

@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_lightning import progress
-from lt_lightning.progress import HEADER, Progress
-from lt_lightning.rundir import RunDirectory
+from lt_lightning.cli import progress
+from lt_lightning.cli.progress import HEADER, Progress
+from lt_lightning.disk.rundir import RunDirectory
 
 
 class Tiny(L.LightningModule):
@@ -191,7 +191,7 @@ def test_other_ranks_print_nothing(
 INTERRUPTED = """
 import sys
 from types import SimpleNamespace
-from lt_lightning.progress import Progress
+from lt_lightning.cli.progress import Progress
 with Progress(sys.argv[1], 2) as shown:
     bar = shown.bar(SimpleNamespace(round=0, arm="ticket", density=1.0))
     shown._begin("round 0", 3, 10)

@@ -18,7 +18,7 @@ import yaml
 from tiny import Tiny, play
 
 from lt_lightning import TicketFile, load_ticket, push_ticket
-from lt_lightning.publish import make_card
+from lt_lightning.exchange.publish import make_card
 
 
 class Hub(ThreadingHTTPServer):

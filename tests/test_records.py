@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
 from lt_lightning.records import (
     COLUMNS,
     Curves,

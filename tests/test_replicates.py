@@ -26,26 +26,18 @@ from torch import nn
 from torch.optim import SGD, Adafactor, Adam, AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from lt_lightning import (
-    cubically,
-    fine_tune,
-    keep_weights,
-    lock,
-    lottery,
-    magnitude_increase,
-    one_shot,
-    snip,
-    ticketfile,
-)
+from lt_lightning import cubically, fine_tune, keep_weights, lottery, magnitude_increase, one_shot, snip
 from lt_lightning.data import Images, Splits, digits, flip_crop
+from lt_lightning.disk import lock
+from lt_lightning.disk.runs import find
 from lt_lightning.early_bird import settled
-from lt_lightning.interruption import Interrupted
+from lt_lightning.exchange import ticketfile
+from lt_lightning.fit.interruption import Interrupted
 from lt_lightning.models import Classifier
 from lt_lightning.models.optimizers import decay_matrices
 from lt_lightning.records import read_records
 from lt_lightning.replicates import clip, configured, fit, same_data, side_by_side, stack
 from lt_lightning.replicates import run as run_stacked
-from lt_lightning.runs import find
 from lt_lightning.sparse import ELEMENTWISE
 
 SEEDS = (3, 4)

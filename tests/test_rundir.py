@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from lt_lightning import rundir
-from lt_lightning.atomic import write_text
-from lt_lightning.rundir import ArmDirectory, Checkpoint, RunDirectory, model_state
+from lt_lightning.disk import rundir
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.rundir import ArmDirectory, Checkpoint, RunDirectory, model_state
 
 
 class Killed(BaseException):

@@ -12,11 +12,12 @@ from app import run
 from killing import assert_same_directories, checkpoint, differences, without_time
 from tiny import Tiny, play
 
-from lt_lightning import liveness, lock, sharing
+from lt_lightning import sharing
+from lt_lightning.disk import liveness, lock
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.plan import Plan
 from lt_lightning.records import read_records
 from lt_lightning.rewinds import RewindStep, keep_weights
-from lt_lightning.rundir import Checkpoint, RunDirectory
 from lt_lightning.schedules import geometric, one_shot
 
 CONFIG = {"model": {"width": 12}, "data": {"batch_size": 20, "seed": 0}, "prune": {"rounds": 1}, "seed": 0}

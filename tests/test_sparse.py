@@ -12,11 +12,11 @@ from tiny import Tiny, loaders, play, trainer
 from torch import nn, optim
 
 from lt_lightning import geometric, layerwise, lottery, sparse
-from lt_lightning.atomic import remove
+from lt_lightning.disk.atomic import remove
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
+from lt_lightning.exchange.ticketfile import load_ticket
+from lt_lightning.fit.replaced import Replaced
 from lt_lightning.records import read_records
-from lt_lightning.replaced import Replaced
-from lt_lightning.rundir import Checkpoint, RunDirectory
-from lt_lightning.ticketfile import load_ticket
 
 CLOSE = 1e-7
 """In double precision, over a whole run of a few dozen steps: weights, optimizer states and metrics, as share and as

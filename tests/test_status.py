@@ -10,10 +10,12 @@ import pytest
 import yaml
 from tiny import Tiny, loaders, play, trainer
 
-from lt_lightning import liveness, lottery, runs, status
+from lt_lightning import lottery
 from lt_lightning.__main__ import main
-from lt_lightning.liveness import NAME, tell
-from lt_lightning.rundir import RunDirectory
+from lt_lightning.cli import status
+from lt_lightning.disk import liveness, runs
+from lt_lightning.disk.liveness import NAME, tell
+from lt_lightning.disk.rundir import RunDirectory
 
 HERE = {"host": socket.gethostname(), "pid": os.getpid()}
 

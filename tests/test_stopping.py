@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from test_messages import refused
 from tiny import play
 
-from lt_lightning import runs, status, worse_than_dense
+from lt_lightning import worse_than_dense
 from lt_lightning.analysis.summary import collect
+from lt_lightning.cli import status
+from lt_lightning.disk import runs
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.plan import describe
 from lt_lightning.records import read_records
-from lt_lightning.rundir import RunDirectory
 
 
 def records(*values, metric="test/acc"):

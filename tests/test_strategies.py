@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_only
 
 from lt_lightning import load_ticket, strategies
+from lt_lightning.disk.rundir import Checkpoint
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint
 
 NAMES = ["round-00", "round-01", "round-01/reinit", "round-02", "round-02/reinit"]
 DDP = {"strategy": "ddp", "devices": 2}

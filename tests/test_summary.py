@@ -9,8 +9,8 @@ from pyarrow import parquet
 
 from lt_lightning.__main__ import main
 from lt_lightning.analysis import comparison, summary
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.records import write_records
-from lt_lightning.rundir import RunDirectory
 
 
 def make_run(path, seed, accuracies, rounds=1, controls=("reinit",)):

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from lt_lightning import load_ticket
 from lt_lightning.__main__ import main
-from lt_lightning.checksum import sealed
+from lt_lightning.disk.checksum import sealed
 
 
 @pytest.fixture(scope="session")

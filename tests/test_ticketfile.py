@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from tiny import play
 
 import lt_lightning
-from lt_lightning import load_ticket, ticketfile
+from lt_lightning import load_ticket
+from lt_lightning.exchange import ticketfile
+from lt_lightning.exchange.ticketfile import TicketFile, pack, read, tensors_of, unpack
 from lt_lightning.records import read_records
-from lt_lightning.ticketfile import TicketFile, pack, read, tensors_of, unpack
 
 shapes = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 

@@ -12,9 +12,9 @@ from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
 from lt_lightning import load_ticket, transfer
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.masks import density
 from lt_lightning.records import read_records
-from lt_lightning.rundir import Checkpoint, RunDirectory
 
 
 class NewHead(Watched):

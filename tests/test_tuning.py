@@ -10,7 +10,7 @@ from tiny import Tiny, data, loaders, trainer
 from torch.utils.data import DataLoader
 
 from lt_lightning import lottery
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.disk.rundir import Checkpoint
 
 pytestmark = pytest.mark.lightning_matrix
 slow = pytest.mark.slow

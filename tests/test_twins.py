@@ -9,7 +9,7 @@ from tiny import loaders
 from torch import nn
 
 from lt_lightning import lottery
-from lt_lightning.rundir import Checkpoint
+from lt_lightning.disk.rundir import Checkpoint
 from lt_lightning.twins import twins
 
 pytestmark = pytest.mark.lightning_matrix

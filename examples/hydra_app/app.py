@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lt_lightning.jobs import job
+from lt_lightning.cli.jobs import job
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the network and the data of the smallest project
 from smallest import Net, loaders

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lt_lightning.runs import Run
+    from lt_lightning.disk.runs import Run
 
 _EPILOG = """\
 Each takes one or more runs, or directories with runs below, and looks at the rounds that are done. Tables (CSV) and
@@ -229,7 +229,7 @@ def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[
 @contextmanager
 def _goes_on() -> Iterator[None]:
     """Say how to go on, if the block is interrupted."""
-    from lt_lightning.interruption import Interrupted
+    from lt_lightning.fit.interruption import Interrupted
 
     try:
         yield
@@ -289,7 +289,7 @@ def _together(found: Sequence["Run"], given: argparse.Namespace) -> Path:
 
 
 def _table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    from lt_lightning.atomic import write_text
+    from lt_lightning.disk.atomic import write_text
     from lt_lightning.records import to_csv
 
     write_text(path, to_csv(rows))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lt_lightning import environment, runs
 from lt_lightning.analysis import report, summary
+from lt_lightning.disk import environment, runs
 from lt_lightning.records import Record, to_csv
 
 if TYPE_CHECKING:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import yaml
 
-from lt_lightning import checkpoints, ticketfile
 from lt_lightning.analysis.recipe import Recipe
-from lt_lightning.atomic import remove, write_text
-from lt_lightning.checksum import digest_of
 from lt_lightning.controls import Ingredients
 from lt_lightning.criteria import magnitude
+from lt_lightning.disk import checkpoints
+from lt_lightning.disk.atomic import remove, write_text
+from lt_lightning.disk.checksum import digest_of
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory
+from lt_lightning.exchange import ticketfile
 from lt_lightning.lottery import once
 from lt_lightning.masks import Masks
 from lt_lightning.plan import AUTO, Plan
 from lt_lightning.rewinds import parse_step, to_point
-from lt_lightning.rundir import Checkpoint, RunDirectory
 from lt_lightning.schedules import geometric
 from lt_lightning.scopes import globally
 from lt_lightning.seeding import derive, seed_all

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lt_lightning import runs
 from lt_lightning.analysis import report
+from lt_lightning.disk import runs
+from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
+from lt_lightning.exchange.ticketfile import load_ticket, read
 from lt_lightning.masks import Masks, plain_name
-from lt_lightning.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
-from lt_lightning.ticketfile import load_ticket, read
 
 ALL = "all"
 """Stands for all layers together, where a table has a row per layer."""

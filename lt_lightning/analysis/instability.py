@@ -21,11 +21,11 @@ from torch import Tensor
 from lt_lightning.analysis import copies, report
 from lt_lightning.analysis.evaluation import Evaluate, evaluator
 from lt_lightning.analysis.recipe import Recipe
-from lt_lightning.atomic import write_text
+from lt_lightning.cli.wording import percent, table
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.rundir import Checkpoint, RunDirectory, model_state
 from lt_lightning.masks import density
 from lt_lightning.records import read_records, to_csv
-from lt_lightning.rundir import Checkpoint, RunDirectory, model_state
-from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,12 @@ import yaml
 from torch import Tensor
 
 from lt_lightning import masks as masking
-from lt_lightning import runs
 from lt_lightning.analysis import fits, report
 from lt_lightning.analysis.fits import ALL, Fit
+from lt_lightning.cli.wording import percent, table
+from lt_lightning.disk import runs
+from lt_lightning.disk.rundir import TICKET
 from lt_lightning.masks import Masks
-from lt_lightning.rundir import TICKET
-from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

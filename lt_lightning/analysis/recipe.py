@@ -14,8 +14,8 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from lt_lightning.configuration import NEUTRAL
-from lt_lightning.jobs import cluster
+from lt_lightning.cli.jobs import cluster
+from lt_lightning.disk.configuration import NEUTRAL
 
 _ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "fast_dev_run": False}
 _QUIET = {"enable_progress_bar": False, "enable_model_summary": False}

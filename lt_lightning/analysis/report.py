@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_lightning.atomic import write_bytes
+from lt_lightning.disk.atomic import write_bytes
 from lt_lightning.records import COLUMNS, Record, read_records
 
 if TYPE_CHECKING:

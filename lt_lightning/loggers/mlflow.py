@@ -10,11 +10,11 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lt_lightning.analysis.report import title
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
-from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from lt_lightning.ticket import Ticket

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import points, table
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
-from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from lt_lightning.ticket import Ticket

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points, table
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
-from lt_lightning.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_lightning.analysis import contents
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
 from lt_lightning.records import finite
 
 NAME = "report.html"

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from lt_lightning import liveness, parts
-from lt_lightning.atomic import link, sync_directory, take_place, write_text
-from lt_lightning.checksum import digest
+from lt_lightning.disk import liveness, parts
+from lt_lightning.disk.atomic import link, sync_directory, take_place, write_text
+from lt_lightning.disk.checksum import digest
 
 TICKET = "ticket"
 NEXT = "next"

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lt_lightning import csr
-from lt_lightning.csr import Pattern
+from lt_lightning.fit import csr
+from lt_lightning.fit.csr import Pattern
 
 
 class Replaced:

@@ -25,9 +25,9 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lt_lightning import position
-from lt_lightning.enforcement import gradients_matter
-from lt_lightning.hooks import END, START, WITHIN, hooked
+from lt_lightning.fit import position
+from lt_lightning.fit.enforcement import gradients_matter
+from lt_lightning.fit.hooks import END, START, WITHIN, hooked
 from lt_lightning.twins import twins
 
 _MOVING = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

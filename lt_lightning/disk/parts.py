@@ -22,8 +22,8 @@ from torch.distributed.checkpoint import load as load_parts
 from torch.distributed.checkpoint import save as save_parts
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from lt_lightning.atomic import link_or_copy, remove, stage_of_directory, take_place
-from lt_lightning.checksum import digest_of
+from lt_lightning.disk.atomic import link_or_copy, remove, stage_of_directory, take_place
+from lt_lightning.disk.checksum import digest_of
 
 META = "meta.pt"
 MANIFEST = "sha256"

@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from lt_lightning import hub
+from lt_lightning.exchange import hub
+from lt_lightning.exchange.ticketfile import NAME, TicketFile, load_ticket
 from lt_lightning.masks import density, kept, total
-from lt_lightning.ticketfile import NAME, TicketFile, load_ticket
 
 CARD = "README.md"
 """Where the hub looks for a repository's card."""

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateF
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
 
-from lt_lightning.rundir import Checkpoint, model_state
+from lt_lightning.disk.rundir import Checkpoint, model_state
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
 from lt_lightning.twins import twins
 

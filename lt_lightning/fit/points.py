@@ -5,9 +5,9 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
+from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.plan import Plan
 from lt_lightning.rewinds import RewindStep
-from lt_lightning.rundir import RunDirectory
 from lt_lightning.twins import twins
 
 

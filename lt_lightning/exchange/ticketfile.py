@@ -22,12 +22,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lt_lightning import apply, hub
-from lt_lightning.atomic import staged
+from lt_lightning.disk.atomic import staged
+from lt_lightning.disk.parts import Stored
+from lt_lightning.disk.rundir import ArmDirectory
+from lt_lightning.exchange import apply, hub
 from lt_lightning.masks import Masks, density
-from lt_lightning.parts import Stored
 from lt_lightning.processes import is_writer
-from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import whole
 
 FORMAT = "lt_lightning 2"

@@ -13,9 +13,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
-from lt_lightning import parts
-from lt_lightning.atomic import explain, remove, stage_of_directory, staged, take_place
-from lt_lightning.checksum import digest_of, seal
+from lt_lightning.disk import parts
+from lt_lightning.disk.atomic import explain, remove, stage_of_directory, staged, take_place
+from lt_lightning.disk.checksum import digest_of, seal
 from lt_lightning.masks import plain_name
 from lt_lightning.processes import broadcast, gather, is_writer, wait
 from lt_lightning.strategies import is_sharded

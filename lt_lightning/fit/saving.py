@@ -13,13 +13,14 @@ import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_lightning import checkpoints, epoch_metrics, moments, points, position
-from lt_lightning.atomic import link, remove
-from lt_lightning.interruption import Interruption
+from lt_lightning.disk import checkpoints
+from lt_lightning.disk.atomic import link, remove
+from lt_lightning.disk.rundir import ArmDirectory
+from lt_lightning.fit import epoch_metrics, moments, points, position
+from lt_lightning.fit.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
 from lt_lightning.processes import broadcast, gather, is_writer, wait
 from lt_lightning.rewinds import RewindStep
-from lt_lightning.rundir import ArmDirectory
 from lt_lightning.sharded import share_buffers
 from lt_lightning.strategies import is_sharded
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lt_lightning.early_stop import EarlyStop
+from lt_lightning.fit.early_stop import EarlyStop
 from lt_lightning.records import Curves, Record, early_stop_name, numbers
 
 

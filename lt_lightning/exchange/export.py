@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lt_lightning import sharded
-from lt_lightning.atomic import staged
+from lt_lightning.disk.atomic import staged
 from lt_lightning.masks import Masks, few, plain_name
 
 ONNX_LIMIT = 2_000_000_000

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.optim import Optimizer
 
-from lt_lightning import parts
+from lt_lightning.disk import parts
+from lt_lightning.disk.rundir import Checkpoint, model_state
 from lt_lightning.masks import plain_name
 from lt_lightning.processes import broadcast
-from lt_lightning.rundir import Checkpoint, model_state
 from lt_lightning.sharded import local, spread
 from lt_lightning.strategies import is_sharded
 

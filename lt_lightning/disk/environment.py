@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
 
 NAME = "environment.json"
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lt_lightning.atomic import explain
+from lt_lightning.disk.atomic import explain
 
 _held: dict[Path, int] = {}
 """Lock file → its open descriptor."""

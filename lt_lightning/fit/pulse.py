@@ -1,4 +1,4 @@
-"""What a fit tells about itself while it runs: see `liveness.py` for the file."""
+"""What a fit tells about itself while it runs: see `disk/liveness.py` for the file."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lt_lightning import hooks, liveness
+from lt_lightning.disk import liveness
+from lt_lightning.fit import hooks
 from lt_lightning.processes import is_writer
 
 EVERY = 10.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lt_lightning import liveness
+from lt_lightning.disk import liveness
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lt_lightning.atomic import write_text
+from lt_lightning.disk.atomic import write_text
 
 LAYOUT = 2
 """Version of the run directory: which files there are, and what they hold."""

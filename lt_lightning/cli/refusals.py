@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from lt_lightning.lock import InUseError
+from lt_lightning.disk.lock import InUseError
 
 _KINDS = (ValueError, FileNotFoundError, InUseError)
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from omegaconf import OmegaConf
 
-from lt_lightning.configuration import NEUTRAL
+from lt_lightning.disk.configuration import NEUTRAL
 
 _ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search", "study")
 """Overrides that the name already holds, or that choose hardware or a search."""

@@ -1,0 +1,1 @@
+"""What `train.py` and `python -m lt_lightning` are made of."""
