@@ -36,8 +36,9 @@ from lt_lightning.fit.interruption import Interrupted
 from lt_lightning.models import Classifier
 from lt_lightning.models.optimizers import decay_matrices
 from lt_lightning.records import read_records
-from lt_lightning.replicates import clip, configured, fit, same_data, side_by_side, stack
-from lt_lightning.replicates import run as run_stacked
+from lt_lightning.replicates import configured, fit, same_data, side_by_side
+from lt_lightning.replicates.stacked import clip, stack
+from lt_lightning.replicates.stacked import run as run_stacked
 from lt_lightning.sparse import ELEMENTWISE
 
 SEEDS = (3, 4)
