@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
-from benchmarks.networks import ADAM, SGD, images, lenet, make_model
+from benchmarks.networks import ADAM, SGD, images, lenet, make_model, trainer
 from benchmarks.side_by_side import alternated
 from lt_lightning.cli import naming
 from lt_lightning.cli.progress import Progress
@@ -35,6 +35,8 @@ def rows(quick):
         for at_once, goal in ((1, 1.4), (20, 1.15)):
             measured = steps_of_a_fit(optimizer, batch_size, at_once, steps, repeats=5 if quick else 15)
             yield f"step of lenet, batch {what}, steps_per_batch={at_once}: train.py / bare loop", goal, *measured
+        measured = steps_of_lightning(optimizer, batch_size, steps, repeats=5 if quick else 15)
+        yield f"step of lenet, batch {what}: Lightning alone / bare loop, both without masks", None, *measured
     yield "import lt_lightning beyond import lightning, CPU seconds", 0.2, *imports(3 if quick else 7)
     size = 1_000_000 if quick else 10_000_000
     yield f"selection among {size:,} weights, CPU seconds", None, selection(size), None, None
@@ -50,21 +52,52 @@ def steps_of_a_fit(optimizer, batch_size, at_once, steps, repeats):
         data.setup("fit")
         fits = train_py(optimizer, data, at_once, steps, repeats + 1, stack)
 
-        def bare():
-            model = make_model(lenet, optimizer)
-            weights = {name: each for name, each in model.named_parameters() if each.dim() > 1}
-            enforcement = Enforcement({name: torch.rand(each.shape) < 0.5 for name, each in weights.items()}, weights)
-            made = optimizer(model.parameters())
-            start = time.process_time()
-            for _, (inputs, labels) in zip(range(steps), data.train_dataloader(), strict=False):
-                made.zero_grad()
-                cross_entropy(model(inputs), labels).backward()
-                made.step()
-                enforcement.mask_weights()
-            return time.process_time() - start
-
         next(fits)  # round 0, which is dense
-        return alternated(partial(next, fits), bare, repeats)
+        return alternated(partial(next, fits), partial(bare, optimizer, data, steps, masked=True), repeats)
+
+
+def steps_of_lightning(optimizer, batch_size, steps, repeats):
+    """Steps of a Trainer that does nothing else: no logger, bar, metric, callback or mask. It is the floor of a fit."""
+    data = images(lenet, batch_size, count=55_000)
+    data.setup("fit")
+
+    def alone(directory):
+        clock = Clock()
+        trainer(directory, [clock], max_steps=steps, max_epochs=-1).fit(Plain(optimizer), data)
+        return clock.seconds
+
+    with tempfile.TemporaryDirectory() as directory:
+        return alternated(partial(alone, directory), partial(bare, optimizer, data, steps, masked=False), repeats)
+
+
+class Plain(L.LightningModule):
+    """What every Lightning user writes first."""
+
+    def __init__(self, optimizer):
+        super().__init__()
+        self.network, self.optimizer = lenet(), optimizer
+
+    def training_step(self, batch):
+        return cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+def bare(optimizer, data, steps, masked):
+    """CPU seconds of the steps of a loop without Lightning."""
+    model = lenet()
+    weights = {name: each for name, each in model.named_parameters() if each.dim() > 1}
+    masks = {name: torch.rand(each.shape) < 0.5 for name, each in weights.items()}
+    enforcement = Enforcement(masks if masked else {}, weights if masked else {})
+    made = optimizer(model.parameters())
+    start = time.process_time()
+    for _, (inputs, labels) in zip(range(steps), data.train_dataloader(), strict=False):
+        made.zero_grad()
+        cross_entropy(model(inputs), labels).backward()
+        made.step()
+        enforcement.mask_weights()
+    return time.process_time() - start
 
 
 def train_py(optimizer, data, at_once, steps, rounds, stack):
@@ -80,12 +113,12 @@ def train_py(optimizer, data, at_once, steps, rounds, stack):
     progress = stack.enter_context(Progress(directory, rounds, Console(file=Terminal(), force_terminal=True)))
     for ticket in tickets:
         clock = Clock()
-        trainer = instantiate(cfg.trainer)(
+        fit = instantiate(cfg.trainer)(
             default_root_dir=ticket.directory,
             logger=log_curves(loggers.start(ticket), ticket),
             callbacks=[clock, ticket, progress.bar(ticket)],
         )
-        trainer.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
+        fit.fit(ticket.model, data, ckpt_path=ticket.ckpt_path)
         loggers.finish(ticket)
         progress.row(ticket)
         yield clock.seconds

@@ -39,7 +39,8 @@ def steps_of_a_fit(steps, repeats, device="cpu"):
     data.setup("fit")
     options = {"accelerator": "gpu", "precision": "bf16-mixed"} if on_gpu else {}
     with tempfile.TemporaryDirectory() as directory:
-        run = lottery(make_model, rounds=repeats + 1, directory=directory, monitor=None, every=None)
+        make = partial(make_model, on_gpu)
+        run = lottery(make, rounds=repeats + 1, directory=directory, monitor=None, every=None)
 
         def fitted():
             ticket, clock = next(run), Clock(on_gpu)
@@ -48,7 +49,7 @@ def steps_of_a_fit(steps, repeats, device="cpu"):
             return clock.seconds
 
         def bare():
-            model = make_model().to(device)
+            model = make().to(device)
             weights = {name: each for name, each in model.named_parameters() if each.dim() > 1}
             enforcement = Enforcement({name: torch.rand(each.shape) < 0.5 for name, each in weights.items()}, weights)
             optimizer, precision = SGD(model.parameters()), torch.autocast(device, torch.bfloat16, enabled=on_gpu)
@@ -67,8 +68,8 @@ def steps_of_a_fit(steps, repeats, device="cpu"):
         return alternated(fitted, bare, repeats)
 
 
-def make_model():
-    return Classifier(resnet20(), SGD)
+def make_model(channels_last):
+    return Classifier(resnet20(), SGD, channels_last=channels_last)
 
 
 def images(batches):

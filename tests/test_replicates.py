@@ -478,6 +478,7 @@ REFUSED = {
     "masks that tighten": ({"gradual": cubically(), "density": 0.5}, "leave out prune=gradual"),
     "a round 0 whose length": ({"early_bird": settled(0.1)}, "leave out prune=early_bird"),
     "prune.sparse=auto": ({"sparse": "auto"}, "set prune.sparse=off"),
+    "prune.steps_per_batch=20": ({"steps_per_batch": 20}, "set prune.steps_per_batch=1"),
     "DDPStrategy on 2 processes": ({"options": {"strategy": "ddp", "devices": 2}}, "trainer=cpu or trainer=gpu"),
 }  # fmt: skip
 

@@ -132,7 +132,7 @@ def recover(root: Path) -> None:
 
 def _ours(root: Path, ending: str) -> list[Path]:
     """What was staged or stands aside below a run directory, nothing of which a user would have named so."""
-    names = re.compile(rf"\.(.+\.(ckpt|safetensors|csv|yaml)|done)(\.[0-9a-f]{{8}})?\.{ending}")
+    names = re.compile(rf"\.(.+\.(ckpt|safetensors|csv|yaml|json)|done|stopped|trained_in)(\.[0-9a-f]{{8}})?\.{ending}")
     return [path for path in root.rglob(f".*.{ending}") if names.fullmatch(path.name)]
 
 

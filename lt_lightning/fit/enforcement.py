@@ -142,5 +142,6 @@ def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
 
 
 def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """What this process holds of the mask, on the parameter's device; bool multiplies slowly on the CPU."""
-    return local(mask).to(parameter.device, parameter.dtype if parameter.device.type == "cpu" else torch.bool)
+    """What this process holds of the mask, on the parameter's device, in its order in memory; bool is slow on a CPU."""
+    dtype = parameter.dtype if parameter.device.type == "cpu" else torch.bool
+    return torch.empty_like(local(parameter), dtype=dtype, requires_grad=False).copy_(local(mask))

@@ -1,11 +1,15 @@
 """The LightningModule around a network that predicts the next token: cross entropy, one optimizer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
+from lt_lightning.models.compiled import compile_network
 from lt_lightning.models.optimizers import MakeOptimizer, MakeScheduler, check_interval, configured
 from lt_lightning.models.sharding import shard
 
@@ -21,7 +25,8 @@ class LanguageModel(LightningModule):
     `network` maps tokens int64 (batch, time) to logits (batch, time, vocabulary); a batch is tokens and targets, the
     next tokens, of the same shape; `NO_TARGET` among the targets counts nowhere. `optimizer` makes the optimizer from
     the parameters, `scheduler` the learning-rate schedule from the optimizer; the schedule advances every
-    `scheduler_interval`, "step" or "epoch".
+    `scheduler_interval`, "step" or "epoch". `compile` has arguments of `torch.compile` for the network, as `{}` or
+    `{"mode": "reduce-overhead"}`; None compiles nothing.
 
     Logged, in nats per token: `train/loss`, each step; `val/loss` and `test/loss` over the whole text, each token
     weighing the same.
@@ -43,10 +48,12 @@ class LanguageModel(LightningModule):
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
         scheduler_interval: str = "step",
+        compile: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_interval(scheduler_interval)
         self.network = network
+        compile_network(network, compile)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.scheduler_interval = scheduler_interval

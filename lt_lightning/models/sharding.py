@@ -31,7 +31,8 @@ def shard(network: nn.Module, mesh: "DeviceMesh | None") -> None:
         mesh: with the dimensions "data_parallel" and "tensor_parallel"; None: nothing is shared.
 
     Raises:
-        ValueError: if the plan cannot work: dropout, whose draws would differ, or heads that cannot be divided.
+        ValueError: for a compiled network or one with channels last, and if the plan cannot work: dropout, whose draws
+            would differ, or heads that cannot be divided.
 
     Source: torch's tutorial of `fully_shard`; the plan is that of Shoeybi et al. 2019 (arXiv 1909.08053), section 3.
 
@@ -41,6 +42,10 @@ def shard(network: nn.Module, mesh: "DeviceMesh | None") -> None:
         return
     from torch.distributed.fsdp import fully_shard
 
+    if network._compiled_call_impl is not None:
+        raise ValueError("processes cannot share a compiled network: set model.compile=null.")
+    if not all(each.is_contiguous() for each in network.parameters()):
+        raise ValueError("processes cannot share weights with channels last: set model.channels_last=false.")
     if mesh["tensor_parallel"].size() > 1 and hasattr(network, "tensor_parallel_plan"):
         _divide(network, mesh["tensor_parallel"])
     among = mesh["data_parallel"]

@@ -32,6 +32,8 @@ def check(trainers: Sequence[L.Trainer], tickets: Sequence[Ticket], data: Sequen
             raise refusal(
                 f"the module {type(ticket.model).__name__}", "choose a model of lt_lightning.models.Classifier"
             )
+    if any(cast(Classifier, ticket.model).channels_last for ticket in tickets):
+        raise refusal("channels last, as stacked tensors have an order of their own", "set model.channels_last=false")
     optimizers = [_optimizer_of(ticket.model) for ticket in tickets]
     for optimizer in optimizers:
         _check_optimizer(optimizer)
@@ -53,6 +55,8 @@ def _check_plan(ticket: Ticket) -> None:
         raise refusal("a round 0 whose length its masks decide", "leave out prune=early_bird")
     if plan.sparse != "off":
         raise refusal(f"prune.sparse={plan.sparse}", "set prune.sparse=off")
+    if plan.steps_per_batch > 1:
+        raise refusal(f"prune.steps_per_batch={plan.steps_per_batch}", "set prune.steps_per_batch=1")
 
 
 def _check_trainer(trainer: Any) -> None:
@@ -85,6 +89,8 @@ def _check_optimizer(optimizer: Optimizer) -> None:
 
 def _check_network(network: nn.Module, shape: Sequence[int]) -> None:
     """Run copies of the network side by side, once."""
+    if network._compiled_call_impl is not None:
+        raise refusal("a compiled network, as vmap runs it otherwise", "set model.compile=null")
     for name, layer in network.named_modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise refusal(f"dropout ({name}, p={layer.p}), whose draws would be others", "set its p to 0")
