@@ -228,6 +228,13 @@ def test_the_command_writes_every_format(study, tmp_path, capsys):
     assert starts == [b"<!doc", b"\x89PNG\r", b"%PDF-", b"<?xml"]
 
 
+def test_the_command_names_its_files_for_programs(study, tmp_path, capsys):
+    assert main(["report", str(study), "--output", str(tmp_path), "--format", "html", "svg", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"written": [f"{tmp_path}/report.html", f"{tmp_path}/report.svg"]}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "report.svg"]
+
+
 def test_the_copy_of_plotly_is_the_one_that_is_described():
     described = (PARTS / "README.md").read_text()
     content = (PARTS / "plotly-cartesian.min.js").read_bytes()
