@@ -10,6 +10,7 @@ import pytest
 from browser import CHROMIUM, chromium
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageStat
 from studies import SMALL, make_run, make_study
 
 from lt_lightning.__main__ import main
@@ -302,7 +303,7 @@ def test_a_large_study_is_small_and_opens_at_once(tab, large, record_property):
         seconds.append((time.monotonic() - start, tab.worked()))
     told = ", ".join(f"{whole:.2f} ({worked:.2f})" for whole, worked in seconds)
     record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds (of the processor)")
-    assert 0 < max(worked for _, worked in seconds) < 1.5  # half of that where nothing else keeps the processor busy
+    assert 0 < min(worked for _, worked in seconds) < 1  # the least, to which nothing else on the machine adds
 
 
 @browsing
@@ -482,6 +483,26 @@ def test_nothing_is_wider_than_a_phone(tab, large):
         tab.run("charts.map((c) => c.drawing.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth)")
         == [True] * 8
     )
+
+
+@browsing
+def test_pictures_of_the_page_have_the_size_and_the_scheme_of_their_window(tab, large, tmp_path):
+    looks = {"desktop": {}, "phone": {"width": 360, "height": 740, "touch": True}, "dark": {"dark": True}}
+    seen = {}
+    for name, look in looks.items():
+        tab.open(large[1], **look)
+        tab.screenshot(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            seen[name] = picture.size, ImageStat.Stat(picture.convert("L")).mean[0]
+            assert len(picture.convert("RGB").getcolors(1 << 21)) > 100, f"{name} is more than a blank"
+    assert {name: size for name, (size, _) in seen.items()} == {
+        "desktop": (1280, 900), "phone": (360, 740), "dark": (1280, 900),
+    }  # fmt: skip
+    assert seen["dark"][1] < 80 < 200 < seen["desktop"][1]
+    tab.open(large[1], width=360, height=740, touch=True)
+    tab.screenshot(tmp_path / "whole.png", whole=True)
+    with Image.open(tmp_path / "whole.png") as picture:
+        assert picture.size == (360, tab.run("document.documentElement.scrollHeight"))
 
 
 @browsing
