@@ -1,7 +1,8 @@
 """The documentation site: `sphinx-build -W -n -b html docs docs/_build`.
 
-It needs `pip install -c constraints.txt -e ".[docs]"`. Pages are Markdown, the reference is made from the docstrings,
-and `tests/test_docs.py` runs every code block.
+It needs `pip install -c constraints.txt -e ".[docs]"`. Pages are Markdown, the reference is made from the docstrings.
+`tests/test_docs.py` runs the Python of the pages and composes or parses their commands; a slow test of it runs the
+commands of start.md, with short fits.
 """
 
 import ast
@@ -35,6 +36,7 @@ maximum_signature_line_length = 90
 napoleon_use_ivar = True
 nitpick_ignore = [
     *(("py:class", name) for name in ("Change", "Density", "Model", "Sparse", "Record", "Path", "Self")),
+    *(("py:class", name) for name in ("Row", "MakeTrainer", "Images", "Splits", "SLURMEnvironment")),
     *(("py:class", f"lt_lightning.{name}") for name in ("masks.Density", "changes.Change", "changes.Weight")),
 ]
 nitpick_ignore_regex = [  # other projects' names, which are links to nowhere without their inventories

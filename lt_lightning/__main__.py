@@ -13,6 +13,22 @@ from lt_lightning.analysis import command
 from lt_lightning.cli import status
 from lt_lightning.records import finite
 
+_TOP = """\
+Each COMMAND has --help with all of it, and --json for programs.
+
+examples:
+  python -m lt_lightning status runs                       where every run stands
+  python -m lt_lightning summary runs/lth_lenet_study      tables and a picture over seeds
+  python -m lt_lightning report runs/mine                  one page: records, curves, masks and weights
+  python -m lt_lightning analyse all runs/mine             what masks have in common, how far weights moved
+  python -m lt_lightning ticket show runs/mine/round-03    what a ticket file holds
+
+exit codes:
+  0    it is done
+  1    status: a run has failed or died; ticket diff: the masks differ
+  2    something is missing or wrong; the error says what
+  130  Ctrl-C
+"""
 _STATUS = """\
 States: running and waiting (a process gives signs of life); done (every fit has its marker); partial (fits are missing
 and no process says anything); interrupted (it was asked to end); failed (with the error and what to type); died (its
@@ -31,7 +47,8 @@ Writes to DIR, or to --output:
   aggregated.csv                 mean, min, max and n over seeds, by experiment, method, arm and density
   summary.png                    one metric against density: a line per method and arm, bands over seeds
 
-A run's folder tells its method, and the folder above that one its experiment.
+The folder of a run tells its method, or the one above if its own is that of a seed; the folder above that one tells its
+experiment. The exit code is 2 if no run below DIR has finished a round, or DIR is not a directory.
 
 examples:
   python -m lt_lightning summary runs/lth_lenet_study
@@ -41,11 +58,13 @@ examples:
 _REPORT = """\
 Writes report.html to DIR, or to --output: one file that asks for nothing from elsewhere, with records, curves, masks
 and weights of a run, or of all runs below DIR, which need not be done. The formats png, pdf and svg are pictures for
-papers, of the records alone; their fonts are embedded.
+papers, of the records alone; their fonts are embedded. The exit code is 2 if no run has finished a round, or DIR is not
+a directory.
 
 examples:
   python -m lt_lightning report runs/lenet/prune=iterative/seed=0
   python -m lt_lightning report runs/lth_lenet_study --output paper --format html pdf
+  python -m lt_lightning report runs/lth_lenet_study --json | jq -r '.written[]'
 """
 
 
@@ -58,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser("lt_lightning", description="Look at a study, and use the tickets that it found.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     style = argparse.RawDescriptionHelpFormatter
+    about = "Look at a study, and use the tickets that it found."
+    parser = argparse.ArgumentParser("lt_lightning", description=about, epilog=_TOP, formatter_class=style)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     one = commands.add_parser("status", help="where every run stands", epilog=_STATUS, formatter_class=style)
     one.add_argument("directory", metavar="DIR", help="where to look for runs")
@@ -80,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = ("html", "png", "pdf", "svg")
     three.add_argument("--format", nargs="+", choices=kinds, default=["html"], help="html if left out")
     three.add_argument("--output", metavar="DIR", help="where to write; DIR if left out")
+    three.add_argument("--json", action="store_true", help="for programs: the files")
     three.set_defaults(run=_report)
 
     command.add(commands, style)
@@ -144,6 +165,7 @@ def _report(given: argparse.Namespace) -> int:
     if not rows:
         raise ValueError(f"no run at or below {given.directory} has finished a round yet.")
     own = {row["run"] for row in rows}
+    written = []
     for kind in dict.fromkeys(given.format):
         path = Path(given.output or given.directory, f"report.{kind}")
         if kind == "html":
@@ -152,7 +174,11 @@ def _report(given: argparse.Namespace) -> int:
             report.draw(Path(given.directory, *own), path)
         else:
             comparison.draw(path, summary.aggregate(rows), report.metric(rows) or "early_stop_step")
-        print(f"written     {path}")
+        written.append(str(path))
+        if not given.json:
+            print(f"written     {path}")
+    if given.json:
+        print(_json({"written": written}))
     return 0
 
 

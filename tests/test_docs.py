@@ -342,6 +342,21 @@ def test_the_reference_has_every_public_name():
     assert sorted(told) == sorted(lt_lightning.__all__)
 
 
+def test_the_reference_has_the_names_that_pages_take_from_modules():
+    told = re.findall(r"^\.\. auto\w+:: (lt_lightning\.[\w.]+\.\w+)$", PAGES["reference"], re.MULTILINE)
+    places = [name.rpartition(".") for name in told]
+    assert all(getattr(importlib.import_module(module), name).__doc__ for module, _, name in places)
+    code = "\n".join(each for text in EVERYTHING.values() for each in blocks(text, "python"))
+    imports = re.findall(r"^from (lt_lightning\.[\w.]+) import (.+)$", code, re.MULTILINE)
+    taken = {f"{module}.{name}" for module, names in imports for name in names.split(", ")}
+    modules = {"lt_lightning.analysis.page", "lt_lightning.analysis.report", "lt_lightning.analysis.instability"}
+    assert taken >= {"lt_lightning.cli.jobs.job", "lt_lightning.analysis.recipe.Recipe", *modules}
+    assert taken - modules <= set(told)
+    for name in ("page.write", "report.draw", "instability.measure", "instability.summarize"):
+        assert f"{name}(" in code
+        assert f"lt_lightning.analysis.{name}" in told
+
+
 def test_the_errors_of_the_table_are_those_that_there_are():
     source = "".join(path.read_text() for path in Path(lt_lightning.__file__).parent.rglob("*.py"))
     told = [row[0].strip('" ') for row in rows(PAGES["own_project"], "it says | because")]

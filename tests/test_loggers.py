@@ -15,6 +15,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import wandb
+import yaml
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
@@ -402,6 +403,21 @@ def test_tensorboard_summary_ends_with_the_table_and_the_picture(run: Path) -> N
     ]
     (image,) = events.Images("tensorboard/summary", "report")
     assert (image.width, image.height) == (4, 3)
+
+
+def test_tensorboard_summary_has_the_configuration_once(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    config = {"name": "lenet", "model": {"width": 3}, "prune": {"controls": ["reinit"], "monitor": None}}
+    for fits in (FITS[:1], FITS[1:]):
+        with TensorBoard(run, config=config) as log:
+            run_fits(log, run, fits)
+    events = EventMultiplexer().AddRunsFromDirectory(str(run)).Reload()
+    (text,) = events.Tensors("tensorboard/summary", "config/text_summary")
+    fence, *lines, end = text.tensor_proto.string_val[0].decode().split("\n")
+    assert (fence, end) == ("```yaml", "```")
+    assert lines[:2] == ["name: lenet", "model:"]
+    assert yaml.safe_load("\n".join(lines)) == config
 
 
 def mlflow_runs(run: Path, uri: str | None = None) -> dict[str, Any]:

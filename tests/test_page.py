@@ -10,6 +10,7 @@ import pytest
 from browser import CHROMIUM, chromium
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageStat
 from studies import SMALL, make_run, make_study
 
 from lt_lightning.__main__ import main
@@ -228,6 +229,13 @@ def test_the_command_writes_every_format(study, tmp_path, capsys):
     assert starts == [b"<!doc", b"\x89PNG\r", b"%PDF-", b"<?xml"]
 
 
+def test_the_command_names_its_files_for_programs(study, tmp_path, capsys):
+    assert main(["report", str(study), "--output", str(tmp_path), "--format", "html", "svg", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written == {"written": [f"{tmp_path}/report.html", f"{tmp_path}/report.svg"]}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "report.svg"]
+
+
 def test_the_copy_of_plotly_is_the_one_that_is_described():
     described = (PARTS / "README.md").read_text()
     content = (PARTS / "plotly-cartesian.min.js").read_bytes()
@@ -295,7 +303,7 @@ def test_a_large_study_is_small_and_opens_at_once(tab, large, record_property):
         seconds.append((time.monotonic() - start, tab.worked()))
     told = ", ".join(f"{whole:.2f} ({worked:.2f})" for whole, worked in seconds)
     record_property("table", f"{size / 1e6:.2f} MB; all charts drawn after {told} seconds (of the processor)")
-    assert 0 < max(worked for _, worked in seconds) < 1.5  # half of that where nothing else keeps the processor busy
+    assert 0 < min(worked for _, worked in seconds) < 1  # the least, to which nothing else on the machine adds
 
 
 @browsing
@@ -475,6 +483,26 @@ def test_nothing_is_wider_than_a_phone(tab, large):
         tab.run("charts.map((c) => c.drawing.querySelector('.main-svg').getBoundingClientRect().right <= innerWidth)")
         == [True] * 8
     )
+
+
+@browsing
+def test_pictures_of_the_page_have_the_size_and_the_scheme_of_their_window(tab, large, tmp_path):
+    looks = {"desktop": {}, "phone": {"width": 360, "height": 740, "touch": True}, "dark": {"dark": True}}
+    seen = {}
+    for name, look in looks.items():
+        tab.open(large[1], **look)
+        tab.screenshot(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            seen[name] = picture.size, ImageStat.Stat(picture.convert("L")).mean[0]
+            assert len(picture.convert("RGB").getcolors(1 << 21)) > 100, f"{name} is more than a blank"
+    assert {name: size for name, (size, _) in seen.items()} == {
+        "desktop": (1280, 900), "phone": (360, 740), "dark": (1280, 900),
+    }  # fmt: skip
+    assert seen["dark"][1] < 80 < 200 < seen["desktop"][1]
+    tab.open(large[1], width=360, height=740, touch=True)
+    tab.screenshot(tmp_path / "whole.png", whole=True)
+    with Image.open(tmp_path / "whole.png") as picture:
+        assert picture.size == (360, tab.run("document.documentElement.scrollHeight"))
 
 
 @browsing

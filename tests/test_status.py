@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -202,10 +203,31 @@ def test_a_real_run_is_followed_from_its_beginning_to_sigkill_and_to_its_end(tmp
 
 
 def test_help_shows_examples(capsys):
-    for command in ("status", "summary"):
+    for command in ("status", "summary", "report"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert f"python -m lt_lightning {command} runs" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"python -m lt_lightning {command} runs" in told
+        assert "The exit code is" in told
+
+
+def test_the_first_help_has_an_example_of_every_command_and_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    examples = re.findall(r"^  python -m lt_lightning (\w+) ", told, re.MULTILINE)
+    assert examples == ["status", "summary", "report", "analyse", "ticket"]
+    assert re.findall(r"^    (\w+) ", told, re.MULTILINE) == examples
+    assert re.findall(r"^  (\d+) ", told.partition("exit codes:")[2], re.MULTILINE) == ["0", "1", "2", "130"]
+
+
+def test_ctrl_c_is_exit_code_130(tmp_path, monkeypatch):
+    def stop(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "look", stop)
+    assert main(["status", str(tmp_path), "--watch"]) == 130
 
 
 def test_a_wrong_argument_leaves_a_run_done_that_is_done(tmp_path):

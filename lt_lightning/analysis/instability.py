@@ -124,7 +124,7 @@ def measure(
         tell: is told what happens.
 
     Returns:
-        A row for each pair and place: round, step, density, order_a, order_b, alpha, error (1 - accuracy, in [0, 1];
+        A row for each pair and place, of round, step, density, order_a, order_b, alpha, error (1 - accuracy, in [0, 1];
         None if the module tests no accuracy), loss (None if it tests none).
 
     Raises:
@@ -168,7 +168,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
         rows: of `measure`; those of several runs have a `run`.
 
     Returns:
-        A row for each pair: what tells it (run, round, step, density, order_a, order_b); error_barrier, loss_barrier
+        A row for each pair, of what tells it (run, round, step, density, order_a, order_b), error_barrier, loss_barrier
         (None where not measured), error_of_ends and loss_of_ends (means); stable, None without errors.
 
     >>> about = {"round": 0, "step": 0, "density": 1.0, "order_a": 1, "order_b": 2}

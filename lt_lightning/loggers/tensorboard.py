@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lt_lightning.disk.rundir import RunDirectory
@@ -21,6 +22,10 @@ class TensorBoard:
     """Write event files to ``<directory>/tensorboard``: one run per round and one called ``summary``.
 
     ``tensorboard --logdir <directory>`` shows them.
+
+    Args:
+        directory: the run directory.
+        config: the configuration, as a text of the summary.
 
     Raises:
         ModuleNotFoundError: the tensorboard package is missing.
@@ -69,6 +74,9 @@ class TensorBoard:
             # The summary starts over from the records, so a restarted run shows every round once.
             shutil.rmtree(self.folder / "summary", ignore_errors=True)
             self._summary = self._writer(str(self.folder / "summary"))
+            if self.config:
+                told = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+                self._summary.add_text("config", f"```yaml\n{told}```")
             for record in self.run.finished():
                 self._add(record)
         return self
