@@ -75,9 +75,9 @@ SIDE = {"models": 2, "data": 2}
 """Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
 
 TOP = (
+    "wording",
     "cli.naming",
     "cli.refusals",
-    "cli.wording",
     "disk.runs",
     "cli.progress",
     "cli.jobs",
