@@ -334,17 +334,6 @@ def group_by_pattern(density: Mapping[str, float], masks: Masks) -> dict[str, li
     return groups
 
 
-def expected_density(density: Density, masks: Masks) -> float:
-    """The density over all masks that a density per pattern comes to, before rounding."""
-    if not isinstance(density, Mapping):
-        return density
-    groups = group_by_pattern(density, masks)
-    grouped = {name for names in groups.values() for name in names}
-    left = kept({name: mask for name, mask in masks.items() if name not in grouped})
-    parts = (density[p] * total({name: masks[name] for name in names}) for p, names in groups.items())
-    return (left + sum(parts)) / total(masks)
-
-
 def _check_chosen(chosen: Masks, masks: Masks) -> None:
     names = {**masks, **chosen}
     if sharded.seen([name for name in names if not _fits(chosen.get(name), masks.get(name))], masks):

@@ -5,7 +5,6 @@ the kernels of `fit/csr.py` at their density, and these are replaced (`fit/repla
 beside the fit's other files, so that a restarted fit chooses the same, and has the same bits.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,9 +24,10 @@ from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
 
 from lt_lightning.disk.atomic import write_text
-from lt_lightning.disk.checksum import digest
+from lt_lightning.disk.checksum import from_json, to_json
 from lt_lightning.fit import csr
 from lt_lightning.fit.csr import Pattern
+from lt_lightning.fit.enforcement import WEIGHT_BY_WEIGHT
 from lt_lightning.fit.replaced import Replaced
 from lt_lightning.masks import Masks, few
 from lt_lightning.twins import twins
@@ -35,13 +35,11 @@ from lt_lightning.twins import twins
 Sparse = str | float
 """"auto": where it was measured to be faster; "off": nowhere; a density in (0, 1]: in layers that are no denser."""
 
-ELEMENTWISE = (
-    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
-    *(optim.Adagrad, optim.Adadelta, optim.RMSprop, optim.ASGD),
-)
-"""Optimizers in which no weight looks at another, so that they do to kept weights alone what they do to all.
+ELEMENTWISE = (*WEIGHT_BY_WEIGHT, optim.ASGD)
+"""Optimizers that do to kept weights alone what they do to all, up to rounding.
 
-Not Rprop, which looks at signs of gradients: of small ones rounding decides.
+ASGD: its average is of kept weights alone, too. Not Rprop, whose step grows or shrinks by signs of gradients: of small
+ones rounding decides, and sparse kernels round in another way than dense ones.
 """
 
 _BUDGET = 0.05
@@ -334,19 +332,15 @@ def _least(*functions: Callable[[], None]) -> tuple[float, float]:
 def _write(path: Path, asked: Sparse, choices: Mapping[str, Choice]) -> None:
     content = {"sparse": asked, "layers": {name: asdict(choice) for name, choice in choices.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content | {"sha256": _digest_of(content)}, indent=1) + "\n")
+    write_text(path, to_json(content))
 
 
 def _read(path: Path, asked: Sparse) -> dict[str, Choice] | None:
     """What was chosen before, if the same was asked for then and the file holds what was written."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if content.pop("sha256") != _digest_of(content) or content["sparse"] != asked:
+        content = from_json(path.read_text("utf-8"))
+        if content["sparse"] != asked:
             return None
         return {name: Choice(**choice) for name, choice in content["layers"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _digest_of(content: Mapping[str, Any]) -> str:
-    return digest(json.dumps(content, sort_keys=True).encode())

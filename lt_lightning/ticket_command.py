@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_lightning.cli.wording import percent, table
+from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

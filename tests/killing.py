@@ -22,7 +22,7 @@ from tiny import Tiny, data, trainer
 from torch.utils.data import DataLoader, Dataset
 
 from lt_lightning import lottery, ticket
-from lt_lightning.disk import atomic, checkpoints, rundir
+from lt_lightning.disk import atomic, checkpoints
 from lt_lightning.disk.rundir import ArmDirectory, Checkpoint
 from lt_lightning.records import read_records
 
@@ -196,7 +196,7 @@ class Boundaries:
     def put_into_modules(self):
         for name, which in {"fsync": 0, "replace": 1, "unlink": 0, "symlink": 1}.items():
             setattr(os, name, self.around(getattr(os, name), name, which))
-        atomic.open = rundir.open = self.open
+        atomic.open = self.open
 
 
 class Writing:

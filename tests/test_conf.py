@@ -109,7 +109,6 @@ HELPERS = {
     "keep_best",
     "select",
     "group_by_pattern",
-    "expected_density",
     "apportion",
     "parse_step",
     "rounds_to",

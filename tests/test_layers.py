@@ -46,9 +46,8 @@ FLOORS = (
         "fit.position",
         "layers",
         "fit.enforcement",
-        "sparse",
     },
-    {"prunable", "at_init", "fit.chunks"},
+    {"prunable", "at_init", "fit.chunks", "sparse"},
     {"records"},
     {"stopping"},
     {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
@@ -75,9 +74,9 @@ SIDE = {"models": 2, "data": 2}
 """Packages beside the core, and the floor they stand on: they import from lower ones, and neither from the other."""
 
 TOP = (
+    "wording",
     "cli.naming",
     "cli.refusals",
-    "cli.wording",
     "disk.runs",
     "cli.progress",
     "cli.jobs",

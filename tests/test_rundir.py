@@ -64,6 +64,22 @@ def test_finished_fits_come_by_round_the_ticket_before_its_controls(tmp_path):
     assert [(row["round"], row["arm"]) for row in run.finished()] == fits
 
 
+def test_a_marker_holds_its_checksum(tmp_path):
+    arm = ArmDirectory(tmp_path)
+    arm.mark_done({"round": 1, "arm": "ticket"})
+    digest = "2a9aeedd886d8a803fc74f2ae316c2781a26656f030aad154ba8ca06dd5fa4f2"
+    record = '{\n  "round": 1,\n  "arm": "ticket"\n }'
+    assert arm.done.read_text() == f'{{\n "record": {record},\n "metrics.csv": null,\n "sha256": "{digest}"\n}}\n'
+    assert arm.is_done_whole()
+
+
+@pytest.mark.parametrize("content", ["", "5", "[]", "{}", '{"record": {}, "sha256": "0"}'])
+def test_a_marker_that_holds_something_else_is_not_whole(tmp_path, content):
+    arm = ArmDirectory(tmp_path)
+    arm.done.write_text(content)
+    assert not arm.is_done_whole()
+
+
 def test_a_run_that_has_not_begun_has_finished_nothing(tmp_path):
     assert RunDirectory(tmp_path / "nowhere").finished() == []
 

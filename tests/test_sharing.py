@@ -343,7 +343,7 @@ def test_sharing_with_an_instance_is_refused(tmp_path):
 
 
 def test_a_point_that_is_never_reached_is_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match="a point or rewind_step=15 steps lies at or beyond the end of the fit"):
+    with pytest.raises(ValueError, match=r"the point after 15 steps \(points or rewind_step\) lies at or beyond"):
         share(tmp_path, points=[15])
 
 

@@ -37,8 +37,6 @@ _MOST_RUNS = 8
 _MOST_METRICS = 8
 """How many metrics have curves."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 Value = dict[str, Any]
 
 
@@ -109,7 +107,7 @@ def _text(path: Path) -> str:
 
 def _config(run: runs.Run) -> Mapping[str, Any]:
     try:
-        return yaml.load(Path(run.path, "config.yaml").read_bytes(), _Loader) or {}
+        return run.config()
     except (OSError, yaml.YAMLError):
         return {}
 

@@ -8,11 +8,11 @@ Statistics of batch norm are computed anew at every place on the line, the ends 
 paper did about them is not in the code that its authors published (open_lth), which holds no such analysis.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +21,11 @@ from torch import Tensor
 from lt_lightning.analysis import copies, report
 from lt_lightning.analysis.evaluation import Evaluate, evaluator
 from lt_lightning.analysis.recipe import Recipe
-from lt_lightning.cli.wording import percent, table
 from lt_lightning.disk.atomic import write_text
 from lt_lightning.disk.rundir import Checkpoint, RunDirectory, model_state
 from lt_lightning.masks import density
 from lt_lightning.records import read_records, to_csv
+from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,7 +215,7 @@ def text(rows: Sequence[Row]) -> str:
         ends = [row["error_of_ends"] for row in own if row["error_of_ends"] is not None]
         cells.append(
             [str(own[0]["round"]), str(own[0]["step"]), percent(own[0]["density"]), str(len(own))]
-            + ([f"{100 * _mean(ends):.2f}%", _spread([100 * each for each in errors])] if errors else ["-", "-"])
+            + ([f"{100 * fmean(ends):.2f}%", _spread([100 * each for each in errors])] if errors else ["-", "-"])
             + [_spread(losses) if losses else "-", _verdict(errors)]
         )
     header = ["round", "step", "density", "pairs", "error of ends", "error barrier (points)", "loss barrier", "verdict"]
@@ -225,16 +225,12 @@ def text(rows: Sequence[Row]) -> str:
 def _verdict(errors: Sequence[float]) -> str:
     if not errors:
         return "no accuracy was tested"
-    return "stable (< 2)" if _mean(errors) < STABLE else "unstable"
+    return "stable (< 2)" if fmean(errors) < STABLE else "unstable"
 
 
 def _spread(values: Sequence[float]) -> str:
-    told = f"{_mean(values):.3g}"
+    told = f"{fmean(values):.3g}"
     return told if len(values) == 1 else f"{told} ({min(values):.3g} to {max(values):.3g})"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def draw(path: Path, rows: Sequence[Row]) -> Path:
@@ -283,9 +279,9 @@ def _curves(axes: "Axes", rows: Sequence[Row], key: str, place: int) -> None:
         for values in lines:
             axes.plot(alphas, values, color=colour, linewidth=0.6, alpha=0.5)
     told = f"round {rows[0]['round']} ({percent(rows[0]['density'])} kept) from step {rows[0]['step']}"
-    height = _mean([barrier(values) for values in lines])
+    height = fmean([barrier(values) for values in lines])
     unit = " points" if key == "error" else ""
-    means = [_mean(values) for values in zip(*lines, strict=True)]
+    means = [fmean(values) for values in zip(*lines, strict=True)]
     look = report.look(place, place, dashed=place % 2 == 1) | {"markersize": 3, "markevery": max(1, len(alphas) // 6)}
     pairs = f", mean of {len(lines)} pairs" if len(lines) > 1 else ""
     axes.plot(alphas, means, label=f"{told}: barrier {height:.2g}{unit}{pairs}", **look)

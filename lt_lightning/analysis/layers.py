@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from torch import Tensor
 
 from lt_lightning import masks as masking
 from lt_lightning.analysis import fits, report
 from lt_lightning.analysis.fits import ALL, Fit
-from lt_lightning.cli.wording import percent, table
+from lt_lightning.analysis.overlap import differ
 from lt_lightning.disk import runs
 from lt_lightning.disk.rundir import TICKET
 from lt_lightning.masks import Masks
+from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,12 +167,8 @@ def _about(fit: Fit) -> Row:
 def _distinct(run: runs.Run) -> list[Fit]:
     tickets = {fit.round: fit for fit in fits.of(run, controls=False)}
     others = [fit for fit in fits.of(run) if fit not in tickets.values()]
-    return [*tickets.values(), *(fit for fit in others if fit.round not in tickets or _differ(fit, tickets[fit.round]))]
-
-
-def _differ(fit: Fit, ticket: Fit) -> bool:
-    own, theirs = fit.masks(), ticket.masks()
-    return any(bool((own[name] != theirs[name]).any()) for name in own)
+    own = (each for each in others if each.round not in tickets or differ(each.masks(), tickets[each.round].masks()))
+    return [*tickets.values(), *own]
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -264,7 +260,7 @@ def draw_pixels(path: Path, run: runs.Run) -> Path | None:
         The path; None if the first layer is no linear layer on images, or no pruned round is done.
     """
     tickets = [fit for fit in fits.of(run, controls=False) if fit.round]
-    shape = image_shape(tickets[0].masks(), _config(run)) if tickets else None
+    shape = image_shape(tickets[0].masks(), run.config()) if tickets else None
     if shape is None:
         return None
     last = len(tickets) - 1
@@ -278,10 +274,6 @@ def draw_pixels(path: Path, run: runs.Run) -> Path | None:
         densities.append(masking.density(masks))
     told = [f"round {fit.round}: {percent(density)}" for fit, density in zip(shown, densities, strict=True)]
     return report.save(path, lambda: _images(maps, told, report.title(run.path)))
-
-
-def _config(run: runs.Run) -> Mapping[str, Any]:
-    return yaml.safe_load(Path(run.path, "config.yaml").read_bytes()) or {}
 
 
 def _images(maps: Sequence[Sequence[Sequence[float]]], told: Sequence[str], heading: str) -> "Figure":

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lt_lightning.analysis import fits, report
 from lt_lightning.analysis.fits import ALL, Fit
-from lt_lightning.cli.wording import percent, table
 from lt_lightning.disk import runs
 from lt_lightning.disk.rundir import TICKET
 from lt_lightning.masks import Masks, Weights, density
+from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,16 +4,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lt_lightning.analysis import fits, report
 from lt_lightning.analysis.fits import ALL, Fit
-from lt_lightning.cli.wording import percent, table
 from lt_lightning.disk import runs
 from lt_lightning.disk.rundir import TICKET
 from lt_lightning.masks import Masks
+from lt_lightning.wording import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,7 +213,7 @@ def _lines(axes: "Axes", rows: Sequence[Row]) -> None:
     for row in rows:
         by_pair.setdefault((row["run_a"], row["run_b"]), []).append(row)
     groups = _by_round(rows)
-    where = [_mean(_densities(own)) for own in groups]
+    where = [fmean(_densities(own)) for own in groups]
     if len(by_pair) <= _MOST_PAIRS:
         for place, ((a, b), own) in enumerate(by_pair.items()):
             look = report.look(place, place, dashed=False)
@@ -222,10 +223,10 @@ def _lines(axes: "Axes", rows: Sequence[Row]) -> None:
     else:
         spread = [[row["jaccard"] for row in own] for own in groups]
         label = f"mean of {len(by_pair)} pairs of runs, from the least to the most"
-        axes.plot(where, [*map(_mean, spread)], label=label, **report.look(0, 0, dashed=False))
+        axes.plot(where, [*map(fmean, spread)], label=label, **report.look(0, 0, dashed=False))
         band: Any = {"color": report.COLOURS[0], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(where, [*map(min, spread)], [*map(max, spread)], **band)
-    chances = [_mean([row["chance"] for row in own]) for own in groups]
+    chances = [fmean([row["chance"] for row in own]) for own in groups]
     axes.plot(where, chances, color="0.1", linestyle=":", linewidth=1.4, label="chance", zorder=5)
     axes.set_ylim(0, 1)
     axes.set_ylabel("Jaccard index, all layers")
@@ -240,16 +241,12 @@ def _densities(rows: Sequence[Row]) -> list[float]:
     return [math.sqrt(row["density_a"] * row["density_b"]) for row in rows]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _heat(axes: "Axes", rows: Sequence[Row]) -> None:
     """By layer and round, the mean over pairs of runs of how far the overlap is above chance."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     rounds = sorted({row["round_a"] for row in rows})
     values = [
-        [_mean([r["jaccard"] - r["chance"] for r in rows if (r["layer"], r["round_a"]) == (layer, n)]) for n in rounds]
+        [fmean([r["jaccard"] - r["chance"] for r in rows if (r["layer"], r["round_a"]) == (layer, n)]) for n in rounds]
         for layer in layers
     ]
     most = max([0.1, *(abs(value) for row in values for value in row if math.isfinite(value))])

@@ -9,10 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lt_lightning.cli.wording import percent, table
 from lt_lightning.disk import runs
 from lt_lightning.disk.atomic import staged, write_text
 from lt_lightning.records import Record, read_records, to_csv
+from lt_lightning.wording import percent, table
 
 FIRST = ("experiment", "method", "run", "seed", "round", "arm", "density", "steps", "early_stop_step", "seconds")
 """The first columns of the table over runs; metrics follow."""

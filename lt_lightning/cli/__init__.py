@@ -1,1 +1,1 @@
-"""What `train.py` and `python -m lt_lightning` are made of."""
+"""The command line: what `train.py` is made of, and what Hydra applications of others use (`jobs`, `sweeps`)."""

@@ -15,11 +15,11 @@ from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
-from lt_lightning.cli.wording import clock, percent
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.fit import hooks
 from lt_lightning.fit.pulse import steps
 from lt_lightning.processes import is_writer
+from lt_lightning.wording import clock, percent
 
 if TYPE_CHECKING:
     from lt_lightning.ticket import Ticket

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lt_lightning.cli.wording import age, clock, percent, table
 from lt_lightning.disk import liveness, runs
+from lt_lightning.wording import age, clock, percent, table
 
 STATES = ("done", "running", "waiting", "partial", "interrupted", "died", "failed")
 """All states that a run can be in: `partial` has fits to do, and no process that says anything about it."""

@@ -71,7 +71,7 @@ def take_place(stage: Path, path: Path) -> None:
         remove(old)
         os.replace(path, old)
     os.replace(stage, path)
-    sync_directory(path.parent)
+    sync(path.parent)
     remove(old)
 
 
@@ -81,7 +81,7 @@ def link(target: Path, path: Path) -> None:
     stage.unlink(missing_ok=True)
     stage.symlink_to(os.path.relpath(target, path.parent))
     os.replace(stage, path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def take_copy(source: Path, path: Path) -> None:
@@ -111,11 +111,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(target)
 
 
 def recover(root: Path) -> None:
@@ -154,8 +150,8 @@ def explain(error: BaseException, path: Path) -> None:
         raise OSError(number, f"{os.strerror(number)}: {path} cannot be written. {_ADVICE[number]}") from error
 
 
-def sync_directory(path: Path) -> None:
-    """Let a rename in this directory reach the disk."""
+def sync(path: str | Path) -> None:
+    """Let what was written to a file, or renamed in a directory, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

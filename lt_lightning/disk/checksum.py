@@ -1,9 +1,11 @@
 """Checksums that lie within the files they are of, so that both take their place in one rename."""
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _PREFIX = b"sha256:"
 _COMMENT = len(_PREFIX) + 64
@@ -38,6 +40,34 @@ def sealed(path: Path) -> bool:
         found = _digest(file, end)
         file.seek(end)
         return file.read() == _COMMENT.to_bytes(2, "little") + _PREFIX + found
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON of some content and, under `sha256`, its checksum.
+
+    >>> json.loads(to_json({"a": 1}))["a"]
+    1
+    """
+    return json.dumps({**content, "sha256": _digest_of_json(content)}, indent=1) + "\n"
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """What `to_json` was given.
+
+    Raises:
+        ValueError: if the text does not hold what was written.
+
+    >>> from_json(to_json({"a": 1}))
+    {'a': 1}
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop("sha256", None) != _digest_of_json(content):
+        raise ValueError("the content is not that of which the checksum is.")
+    return content
+
+
+def _digest_of_json(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True).encode())
 
 
 def digest(content: bytes) -> str:

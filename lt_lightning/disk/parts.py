@@ -6,7 +6,6 @@ checksums of the other files. Optimizers that have not stepped yet have no state
 """
 
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint import load as load_parts
 from torch.distributed.checkpoint import save as save_parts
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from lt_lightning.disk.atomic import link_or_copy, remove, stage_of_directory, take_place
+from lt_lightning.disk.atomic import link_or_copy, remove, stage_of_directory, sync, take_place
 from lt_lightning.disk.checksum import digest_of
 
 META = "meta.pt"
@@ -207,7 +206,7 @@ def seal(path: Path, digests: Mapping[str, str]) -> None:
     with open(path / MANIFEST, "w") as manifest:
         json.dump(content, manifest, indent=1)
     for name in (*content.keys() - digests.keys(), MANIFEST, "."):
-        _sync(path / name)
+        sync(path / name)
 
 
 def sealed(path: Path) -> bool:
@@ -222,14 +221,6 @@ def _manifest(path: Path) -> Mapping[str, str]:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_tensor(kind: Any) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lt_lightning.disk import liveness, parts
-from lt_lightning.disk.atomic import link, sync_directory, take_place, write_text
-from lt_lightning.disk.checksum import digest
+from lt_lightning.disk.atomic import link, sync, take_place, write_text
+from lt_lightning.disk.checksum import digest, from_json, to_json
 
 TICKET = "ticket"
 NEXT = "next"
@@ -52,9 +52,9 @@ class RunDirectory:
                 f"round-*/{NEXT}/*",
             )
             for path in (path for pattern in patterns for path in self.path.glob(pattern)):
-                link = trial.path / path.relative_to(self.path)
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
+                place = trial.path / path.relative_to(self.path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(path.resolve())
         return trial
 
     @property
@@ -120,7 +120,7 @@ class RunDirectory:
             for file in sorted(staged.iterdir(), key=lambda file: file.name == "ticket.safetensors"):
                 take_place(file, target / file.name)
             staged.rmdir()
-            sync_directory(target)
+            sync(target)
 
 
 class ArmDirectory:
@@ -142,8 +142,7 @@ class ArmDirectory:
     def mark_done(self, record: Mapping[str, Any]) -> None:
         """Write the marker: the record, the checksum of the curves, and one of the marker itself."""
         curves = digest(self.curves.read_bytes()) if self.curves.exists() else None
-        content = {"record": record, "metrics.csv": curves}
-        write_text(self.done, json.dumps(content | {"sha256": _digest_of(content)}, indent=1) + "\n")
+        write_text(self.done, to_json({"record": record, "metrics.csv": curves}))
 
     def read_done(self) -> dict[str, Any]:
         """What the marker holds: `record`, and under `metrics.csv` the checksum of the curves."""
@@ -152,18 +151,14 @@ class ArmDirectory:
     def is_done_whole(self) -> bool:
         """Whether the marker holds what was written."""
         try:
-            content = self.read_done()
-            return content.pop("sha256") == _digest_of(content)
-        except (ValueError, KeyError, AttributeError):
+            from_json(self.done.read_text("utf-8"))
+            return True
+        except ValueError:
             return False
 
     def are_curves_whole(self) -> bool:
         """Whether the curves are those that the marker knows."""
         return digest(self.curves.read_bytes()) == self.read_done()["metrics.csv"]
-
-
-def _digest_of(content: Mapping[str, Any]) -> str:
-    return digest(json.dumps(content, sort_keys=True).encode())
 
 
 def remove_empty(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:

@@ -71,6 +71,15 @@ class Run:
         """Whether all that was asked for is done."""
         return self.planned is not None and len(self.done) == len(self.planned)
 
+    def config(self) -> dict[str, Any]:
+        """All of `config.yaml`.
+
+        Raises:
+            OSError: if it is not there.
+            yaml.YAMLError: if it is damaged.
+        """
+        return yaml.load(Path(self.path, "config.yaml").read_bytes(), _Loader) or {}
+
     def last_record(self) -> tuple[dict[str, Any], float]:
         """The record of the last fit that is done, and when that was (seconds since 1970); empty if none is."""
         with suppress(OSError, ValueError, KeyError, IndexError):

@@ -20,11 +20,18 @@ from lt_lightning.masks import Masks, kept, plain_name, total
 from lt_lightning.sharded import local
 from lt_lightning.twins import twins
 
-INDEPENDENT = (
+WEIGHT_BY_WEIGHT = (
     *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
-    *(optim.Adagrad, optim.Adadelta, optim.RMSprop, optim.Rprop),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
 )
-"""Optimizers in which the gradient of a pruned weight has no part in the step of any other."""
+"""Optimizers in which no weight has a part in the step of another, and that keep no weights in their states."""
+
+INDEPENDENT = (*WEIGHT_BY_WEIGHT, optim.Rprop)
+"""Optimizers under which gradients of pruned weights need no mask.
+
+Rprop: the gradients of kept weights are the same bits, and so are their signs. Not ASGD: it averages weights before
+they are masked after its step, and a project may take that average (`ax`) for its weights.
+"""
 
 _READERS = ("on_before_optimizer_step", "configure_gradient_clipping", "optimizer_step")
 """Hooks of a module that may look at gradients once they are masked."""

@@ -1,7 +1,7 @@
 """The metrics of a running epoch: what `self.log` and torchmetrics have gathered over its batches so far.
 
 Lightning keeps them in memory alone, so a fit that restarts in the middle of an epoch would report the mean over the
-rest of it. Its private names below are held by `tests/test_epoch_metrics.py`.
+rest of it. Its private names below are held by `tests/test_exact_restart.py`.
 """
 
 from collections.abc import Iterator, Mapping

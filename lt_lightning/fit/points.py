@@ -19,12 +19,13 @@ def check(trainer: L.Trainer, plan: Plan) -> None:
         return
     steps_per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
     lengths = {"steps": steps, "epochs": steps / steps_per_epoch}
-    further = [("a point or rewind_step", each) for each in plan.points]
-    for name, step in (("rewind_step", plan.rewind_step), *further):
+    asked = [(f"rewind_step={plan.rewind_step}", "rewind_step", plan.rewind_step)]
+    asked += [(f"the point after {step} (points or rewind_step)", "one", step) for step in plan.points]
+    for told, smaller, step in asked:
         if step.count > 0 and step.count >= lengths[step.unit]:
             raise ValueError(
-                f"{name}={step} lies at or beyond the end of the fit, which has {lengths[step.unit]:g} {step.unit}: "
-                f"choose a smaller {name}, or train longer (max_epochs, max_steps)."
+                f"{told} lies at or beyond the end of the fit, which has {lengths[step.unit]:g} {step.unit}: "
+                f"choose a smaller {smaller}, or train longer (max_epochs, max_steps)."
             )
 
 

@@ -1,12 +1,14 @@
 """What the loggers have in common: the calls of `train.py`, and how a round's record is shown."""
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from lightning.pytorch.loggers import Logger
 
+from lt_lightning.disk.atomic import write_text
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 
@@ -92,6 +94,20 @@ def points(record: Record) -> dict[str, float]:
     shared = {name: record[name] for name in ("round", "density")}
     own = {f"{record['arm']}/{name}": value for name, value in measured(record).items() if name not in ABOUT}
     return shared | own
+
+
+def token(folder: Path) -> str:
+    """Draw a token once for a folder, so that its runs are found again even when it was moved.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> len(token(folder)), token(folder) == token(folder)
+    (8, True)
+    """
+    path = folder / "token"
+    if not path.exists():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text()
 
 
 def table(records: Sequence[Record]) -> tuple[list[str], list[list[Any]]]:

@@ -1,7 +1,6 @@
 """MLflow: one run per round below a summary run, in an experiment of the run directory's name."""
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,9 +9,9 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lt_lightning.analysis.report import title
-from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.configuration import flatten
 from lt_lightning.disk.rundir import RunDirectory
-from lt_lightning.loggers.base import measured, points
+from lt_lightning.loggers.base import measured, points, token
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 
@@ -139,22 +138,14 @@ class MLflow:
         """The id of a run of that name, which is made if there is none yet."""
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
-        ours = f"tags.`{_TOKEN}` = '{self._token}' and tags.`{_NAME}` = '{name}'"
+        own = token(self.folder)
+        ours = f"tags.`{_TOKEN}` = '{own}' and tags.`{_NAME}` = '{name}'"
         runs = self._client.search_runs([experiment], ours, max_results=1)
         if not runs:
-            made = self._client.create_run(experiment, run_name=name, tags={_TOKEN: self._token, **tags})
+            made = self._client.create_run(experiment, run_name=name, tags={_TOKEN: own, **tags})
             return str(made.info.run_id)
         self._client.set_terminated(runs[0].info.run_id, "RUNNING")
         return str(runs[0].info.run_id)
-
-    @property
-    def _token(self) -> str:
-        """Drawn once for the run directory, so that its runs are found again even when it was moved."""
-        path = self.folder / "token"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, secrets.token_hex(4))
-        return path.read_text()
 
     def _add(self, record: Record) -> None:
         """Add a point per metric to the summary, unless an earlier start has."""
@@ -176,14 +167,11 @@ class MLflow:
         rank_zero_warn(f"MLflow failed ({error}); the CSV files are complete.")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Values by dotted name, as far as MLflow takes them.
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """Values by dotted name, as far as MLflow takes them; without mappings that are empty.
 
-    >>> _flat({"model": {"lr": 0.1, "sizes": [3, 4]}})
+    >>> _flat({"model": {"lr": 0.1, "sizes": [3, 4]}, "callbacks": {}})
     {'model.lr': '0.1', 'model.sizes': '[3, 4]'}
     """
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name[:250]: str(value)[:500]}
-    return flat
+    leaves = flatten(config).items()
+    return {name[:250]: str(value)[:500] for name, value in leaves if not isinstance(value, Mapping)}

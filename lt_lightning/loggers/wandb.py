@@ -2,7 +2,6 @@
 
 import netrc
 import os
-import secrets
 import shutil
 import ssl
 from collections.abc import Mapping
@@ -16,9 +15,8 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
-from lt_lightning.disk.atomic import write_text
 from lt_lightning.disk.rundir import RunDirectory
-from lt_lightning.loggers.base import measured, points, table
+from lt_lightning.loggers.base import measured, points, table, token
 from lt_lightning.processes import is_writer
 from lt_lightning.records import Record
 
@@ -231,10 +229,7 @@ class Wandb:
 
     def _id(self, name: str) -> str:
         """Name a run by a token that is drawn once for the run directory, and the round."""
-        token = self.folder / "token"
-        if not token.exists():
-            write_text(token, secrets.token_hex(4))
-        return f"{token.read_text()}-{name.replace('/', '-')}"
+        return f"{token(self.folder)}-{name.replace('/', '-')}"
 
     def _add(self, record: Record) -> None:
         """Add a point per metric to the summary; exact names, since the first matching pattern wins."""

@@ -26,8 +26,11 @@ QUICK = 150e6
 """Bytes of masks and weights that can be looked at in about a second, after every run."""
 
 _HERE = Path(__file__).parent
-_SHOWN = ("csv", "lines", "dense", "metrics", "fractions", "chosen", "groups", "curves", "layers", "pixels", "overlap")
-"""What charts show, of all that was gathered; and `movement`."""
+_SHOWN = (
+    *("csv", "lines", "dense", "metrics", "fractions", "chosen", "groups", "curves"),
+    *("layers", "pixels", "overlap", "movement"),
+)
+"""What charts show, of all that was gathered."""
 
 _MOST_ROWS = 500
 _MOST_CONFIGURATIONS = 24
@@ -60,7 +63,7 @@ def write(directory: str | os.PathLike[str], path: Path | None = None, most_byte
 
 def render(gathered: Mapping[str, Any]) -> str:
     """What `contents.gather` returns, as a page."""
-    data = json.dumps(finite({key: gathered[key] for key in (*_SHOWN, "movement")}), separators=(",", ":"))
+    data = json.dumps(finite({key: gathered[key] for key in _SHOWN}), separators=(",", ":"))
     rows = list(csv.reader(io.StringIO(gathered["csv"]["text"])))
     parts = {
         "title": html.escape(gathered["title"]),
@@ -159,10 +162,6 @@ def _made(gathered: Mapping[str, Any]) -> str:
             *_more(len(firsts) - _MOST_CONFIGURATIONS, "configurations"),
         ]
     )
-
-
-def _without_command(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in environment.items() if key != "command"}
 
 
 def _more(count: int, what: str) -> Iterable[str]:
