@@ -147,12 +147,14 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         assert names & declared, f"{module} ({names}) is imported: add it to dependencies in pyproject.toml"
 
 
+@pytest.mark.slow
 def test_every_import_of_the_tests_is_a_declared_dependency():
     declared = set(requirements("test", *EXTRAS))
     for module, names in imported(ROOT / "tests").items():
         assert names & declared, f"{module} ({names}) is imported: add it to the test extra in pyproject.toml"
 
 
+@pytest.mark.slow
 def test_nothing_is_declared_in_vain():
     used = set().union(*imported(ROOT / "lt_lightning", ROOT / "train.py").values())
     assert set(requirements()) <= used
@@ -200,6 +202,7 @@ def test_style_and_types(command):
     run(sys.executable, "-m", *command.split(), cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_editable_install_serves_configs_to_a_project_elsewhere(app):
     try:
         told = json.loads(distribution("lt-lightning").read_text("direct_url.json") or "{}")

@@ -87,7 +87,7 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [  # processes that share the parameters, and processes that share layers; None: neither, as under ddp
-        ("lenet", (2, 1)),
+        pytest.param("lenet", (2, 1), marks=slow),
         pytest.param("gpt", (2, 1), marks=slow),
         pytest.param("lenet", (1, 2), marks=slow),
         pytest.param("gpt", (1, 2), marks=slow),

@@ -251,7 +251,7 @@ def test_what_needs_whole_weights_is_refused_by_every_process(tmp_path, settings
         pytest.param(DDP, 1, marks=slow, id="ddp"),
         pytest.param(DDP, 0, marks=slow, id="ddp, the first"),
         pytest.param(FSDP2 | {"rewind": "keep_weights", "every": "3 steps"}, 1, marks=slow, id="within epochs"),
-        pytest.param(DDP | {"gradual": "linearly", "every": "3 steps"}, 1, id="ddp, tightening masks"),
+        pytest.param(DDP | {"gradual": "linearly", "every": "3 steps"}, 1, marks=slow, id="ddp, tightening masks"),
         pytest.param(DDP | {"early_bird": 0.9, "epochs": 4}, 0, marks=slow, id="ddp, an early end of round 0"),
     ],
 )

@@ -285,6 +285,7 @@ def test_without_what_onnx_needs_it_says_what_to_install(tiny_run, tmp_path, cap
     )
 
 
+@pytest.mark.slow
 def test_the_program_itself(tiny_run):
     command = [sys.executable, "-m", "lt_lightning", "ticket", "diff", tiny_run / "round-01", tiny_run / "round-02"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
