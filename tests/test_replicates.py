@@ -574,7 +574,7 @@ def test_the_command_is_killed_at_random_instants_and_ends_with_ordinary_run_dir
 
     began = time.monotonic()
     assert started("whole").wait() == 0
-    longest = 0.9 * (time.monotonic() - began)
+    longest = 0.5 * (time.monotonic() - began)  # less than a run takes, however the machine's speed changes
     draws, kills = random.Random(0), 0
     while kills < 100:
         process = started("together")
@@ -583,7 +583,7 @@ def test_the_command_is_killed_at_random_instants_and_ends_with_ordinary_run_dir
             break
         process.kill()
         process.wait()
-        kills, longest = kills + 1, longest * 1.05  # so that it comes to an end when the machine is slower by now
+        kills, longest = kills + 1, longest * 1.2  # so that it comes to an end
     assert kills >= 1
     for seed in (5, 6):
         (tmp_path / f"together/seed={seed}/lock").unlink(missing_ok=True)
