@@ -94,7 +94,7 @@ def test_masks_are_those_of_one_process(teams, problem):
 
 @pytest.mark.slow
 @given(problem=problems())
-@settings(quiet, max_examples=1000)
+@settings(quiet, max_examples=600)
 def test_masks_are_those_of_one_process_many_times(teams, problem):
     same_as_alone(teams, problem)
 
