@@ -31,11 +31,11 @@ from lt_lightning.scopes import globally
 def rows(quick):
     """Rows of the table: what, what to reach, what was measured, and of what it is made."""
     for what, optimizer, batch_size in (("128 SGD", SGD, 128), ("60 Adam", ADAM, 60)):
-        steps = 200 if quick else 55_000 // batch_size  # an epoch of MNIST without its validation images
+        steps = 100 if quick else 55_000 // batch_size  # an epoch of MNIST without its validation images
         for at_once, goal in ((1, 1.4), (20, 1.15)):
             measured = steps_of_a_fit(optimizer, batch_size, at_once, steps, repeats=5 if quick else 15)
             yield f"step of lenet, batch {what}, steps_per_batch={at_once}: train.py / bare loop", goal, *measured
-        measured = steps_of_lightning(optimizer, batch_size, steps, repeats=5 if quick else 15)
+        measured = steps_of_lightning(optimizer, batch_size, steps, repeats=3 if quick else 15)
         yield f"step of lenet, batch {what}: Lightning alone / bare loop, both without masks", None, *measured
     yield "import lt_lightning beyond import lightning, CPU seconds", 0.2, *imports(3 if quick else 7)
     size = 1_000_000 if quick else 10_000_000

@@ -116,7 +116,7 @@ def run(directory, way, interrupt=()):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40, 70))
+@pytest.mark.parametrize("seed", range(40, 100))
 def test_a_random_way_to_train_that_is_interrupted_anywhere_ends_with_the_same_bits(tmp_path, seed):
     way, stops, sizes = drawn(random.Random(seed))
     run(tmp_path / "whole", way)

@@ -108,7 +108,7 @@ def test_a_bit_flip_anywhere_in_a_finished_run_is_noticed_or_harmless(finished, 
     draws, lines = random.Random(0), []
     for path in sorted(p for p in finished.rglob("*") if p.is_file() and not p.is_symlink()):
         name, bits = path.relative_to(finished), path.stat().st_size * 8
-        flips = draws.sample(range(bits), 15)
+        flips = draws.sample(range(bits), 40)
         noticed = sum(is_noticed(finished, tmp_path / "run", name, bit) for bit in flips)
         assert noticed == len(flips) or str(name) in harmless, name
         assert noticed > 0 or name.name in ("records.csv", "environment.json")

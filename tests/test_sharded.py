@@ -87,14 +87,14 @@ def same_as_alone(teams, problem):
 
 
 @given(problem=problems())
-@settings(quiet, max_examples=25)
+@settings(quiet, max_examples=50)
 def test_masks_are_those_of_one_process(teams, problem):
     same_as_alone(teams, problem)
 
 
 @pytest.mark.slow
 @given(problem=problems())
-@settings(quiet, max_examples=600)
+@settings(quiet, max_examples=3000)
 def test_masks_are_those_of_one_process_many_times(teams, problem):
     same_as_alone(teams, problem)
 
