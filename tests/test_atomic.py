@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lt_lightning.disk.atomic import write_bytes, write_text
+from lt_lightning.disk.atomic import recover, write_bytes, write_text
 
 
 class Killed(BaseException):
@@ -57,3 +57,12 @@ def test_the_same_content_again_leaves_the_file_alone(tmp_path, monkeypatch):
     write_text(target, "ä: 1\n")
     assert target.stat().st_mtime_ns == 1
     assert target.read_bytes() == "ä: 1\n".encode()
+
+
+def test_what_a_kill_leaves_half_written_goes_and_what_others_have_staged_stays(tmp_path):
+    ours = (".environment.json.partial", ".sparse.json.partial", ".done.partial", ".stopped.0123abcd.partial")
+    others = (".notes.txt.partial", "environment.json.partial", ".report.html.partial")
+    for name in (*ours, *others):
+        (tmp_path / name).write_text("half")
+    recover(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
