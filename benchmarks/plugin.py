@@ -35,8 +35,9 @@ def rows(quick):
         for at_once, goal in ((1, 1.4), (20, 1.15)):
             measured = steps_of_a_fit(optimizer, batch_size, at_once, steps, repeats=5 if quick else 15)
             yield f"step of lenet, batch {what}, steps_per_batch={at_once}: train.py / bare loop", goal, *measured
-        measured = steps_of_lightning(optimizer, batch_size, steps, repeats=3 if quick else 15)
-        yield f"step of lenet, batch {what}: Lightning alone / bare loop, both without masks", None, *measured
+        if not quick:
+            measured = steps_of_lightning(optimizer, batch_size, steps, repeats=15)
+            yield f"step of lenet, batch {what}: Lightning alone / bare loop, both without masks", None, *measured
     yield "import lt_lightning beyond import lightning, CPU seconds", 0.2, *imports(3 if quick else 7)
     size = 1_000_000 if quick else 10_000_000
     yield f"selection among {size:,} weights, CPU seconds", None, selection(size), None, None
