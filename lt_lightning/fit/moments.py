@@ -21,6 +21,19 @@ def after_each_epoch(trainer: L.Trainer, do: Callable[[], None]) -> None:
     _after(trainer.fit_loop, do)
 
 
+def after_start(trainer: L.Trainer, do: Callable[[], None]) -> None:
+    """Call `do` once when training is about to begin, after every `on_train_start`, the module's own included."""
+    strategy: Any = trainer.strategy
+    started = strategy.on_train_start  # Lightning calls it last
+
+    def on_train_start() -> None:
+        del strategy.on_train_start
+        started()
+        do()
+
+    strategy.on_train_start = on_train_start
+
+
 def before_the_end(trainer: L.Trainer, do: Callable[[], None]) -> None:
     """Call `do` when training is over, before any hook of its end."""
     loop: Any = trainer.fit_loop
@@ -38,6 +51,7 @@ def release(trainer: L.Trainer) -> None:
     for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
         for name in ("on_advance_end", "on_run_end"):
             vars(loop).pop(name, None)
+    vars(trainer.strategy).pop("on_train_start", None)
 
 
 def _after(loop: Any, do: Callable[[], None]) -> None:
