@@ -53,7 +53,6 @@ def stepping(network, density, sparse, steps=20):
         for _ in range(steps):
             optimizer.zero_grad()
             cross_entropy(model(inputs), labels).backward()
-            enforcement.mask_gradients(optimizer)
             optimizer.step()
             enforcement.mask_weights()
 

@@ -27,7 +27,7 @@ from lt_lightning.disk.atomic import write_text
 from lt_lightning.disk.checksum import from_json, to_json
 from lt_lightning.fit import csr
 from lt_lightning.fit.csr import Pattern
-from lt_lightning.fit.enforcement import WEIGHT_BY_WEIGHT
+from lt_lightning.fit.gradient_use import WEIGHT_BY_WEIGHT
 from lt_lightning.fit.replaced import Replaced
 from lt_lightning.masks import Masks, few
 from lt_lightning.twins import twins

@@ -19,12 +19,12 @@ from lt_lightning.controls import Ingredients
 from lt_lightning.disk import loading
 from lt_lightning.disk.rundir import TICKET, ArmDirectory
 from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
-from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, tuning
-from lt_lightning.fit.enforcement import Enforcement, gradients_matter
+from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, start, tuning
+from lt_lightning.fit.enforcement import Enforcement
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.saving import Saving
-from lt_lightning.masks import Masks, all_kept, check_fit, density
+from lt_lightning.masks import Masks, all_kept, check_fit, density, plain_name
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
 from lt_lightning.prunable import check_norms, find_prunable, ties
@@ -61,6 +61,7 @@ class Ticket(Callback):
         self._resuming = resume is not None
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
+        self._given = ingredients.masks
         self._density: float | None = None
         self._enforcement = Enforcement({}, {})
         tightens = plan.gradual is not None and self.round > 0 and arm == TICKET
@@ -250,18 +251,25 @@ class Ticket(Callback):
         return parameters
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
+        """Everything is restored: put the data where it stood. What begins the fit waits for the hooks of others."""
         self._check_start(trainer)
         self._trained = True
-        hooks.leave_out(self, hooks.START, when=not strategies.is_sharded(trainer.strategy))
-        hooks.leave_out(self, "on_before_optimizer_step", when=not gradients_matter(trainer))
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             trainer.strategy.lr_scheduler_configs = []
-        self._enforcement.begin(trainer)
+        self._return_to_position(trainer)
+        moments.after_start(trainer, partial(self._started, trainer, pl_module))
+
+    def _started(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Every `on_train_start` is over: what it wrote is masked and saved, or was restored already."""
+        if self.ckpt_path and start.may_write(trainer):
+            start.restore_weights(pl_module, Path(self.ckpt_path))
+        self._enforcement.begin(trainer, None if self._follows else pl_module)
         if self._follows:
             self._enforcement.release()
-        self._return_to_position(trainer)
+        watches = strategies.is_sharded(trainer.strategy) or self._enforcement.checks_batches
+        hooks.leave_out(self, hooks.START, when=not watches)
+        hooks.leave_out(self, "on_before_optimizer_step", when=not self._enforcement.rewrites_gradients)
         self._write_late_weights(pl_module)
         if self._settling:
             self._settling.begin(trainer, self.masks)
@@ -334,11 +342,11 @@ class Ticket(Callback):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
         self._mask_module(pl_module)
-        self._enforcement.begin_search(trainer)
+        self._enforcement.begin_search()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Mask gradients, after the optimizer unscaled them and before Lightning clips them."""
-        self._enforcement.mask_gradients(optimizer)
+        """Mask gradients that were not accumulated but assigned, before Lightning clips them."""
+        self._enforcement.mask_gradients()
 
     # During the fit
 
@@ -349,8 +357,9 @@ class Ticket(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let all processes begin with the buffers of the first, as they do under DDP."""
+        """Let all processes begin with the buffers of the first, as they do under DDP; mask what others wrote."""
         sharded.share_buffers(pl_module)
+        self._enforcement.check_batch()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -363,13 +372,14 @@ class Ticket(Callback):
         if position.validation_follows(trainer):
             self._random_state = random_state()
         self._saving.batch_ends(trainer)
+        self._enforcement.look(batch_idx + 1)
 
     def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
         """Go on under other masks, before anything looks at the weights."""
         self._enforcement.release()
         self._masks, self._density = masks, None
         self._enforcement = Enforcement(masks, find_prunable(self._module, self.plan.prunable))
-        self._enforcement.begin(trainer)
+        self._enforcement.begin(trainer, self._module)
         self._measured.beside = {"density": self.density}
 
     def _add_logged(self, trainer: L.Trainer) -> None:
@@ -399,7 +409,8 @@ class Ticket(Callback):
         trainer.should_stop = trainer.should_stop or broadcast(self._settling.is_over)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
-        """After every other hook of the epoch's end: keep its metrics."""
+        """After every other hook of the epoch's end: check the weights and keep the metrics."""
+        self._enforcement.require_zeros(trainer, "at the end of an epoch")
         self._measured.end_epoch(trainer)
         self._saving.epoch_ends(trainer)
         self._logged_before = {}
@@ -414,6 +425,7 @@ class Ticket(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end, and draw the next ticket from it."""
         self._require_training(trainer)
+        self._enforcement.require_zeros(trainer, "at the end of the fit")
         if self._tightening:
             self._tightening.require_end(trainer, self.density)
         self._measured.stop_clock(trainer)
@@ -443,19 +455,30 @@ class Ticket(Callback):
             )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take note of which weights the model holds: those of the end, unless a checkpoint is loaded."""
+        """Mask what is tested, and note which weights the model holds: those of the end, or of a checkpoint."""
         self._measured.load_weights(trainer)
+        self.show(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As `on_test_start`, if this is a validation of its own; in a fit all validate the same network."""
-        if trainer.state.fn == "fit":
-            sharded.share_buffers(pl_module)
+        if trainer.state.fn != "fit":
+            self.on_test_start(trainer, pl_module)
+            return
+        sharded.share_buffers(pl_module)
+        if trainer.sanity_checking:
+            self._enforcement.mask_weights()
         else:
-            self._measured.load_weights(trainer)
+            self._enforcement.require_zeros(trainer, "at a validation")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """As `on_test_start`."""
-        self._measured.load_weights(trainer)
+        self.on_test_start(trainer, pl_module)
+
+    def show(self, pl_module: L.LightningModule) -> None:
+        """Mask a module that is validated, tested or asked for predictions, also before its fit."""
+        masks = self._masks if self._tightening else self._given
+        found = {plain_name(name): each for name, each in pl_module.named_parameters() if plain_name(name) in masks}
+        Enforcement({name: sharded.spread(masks[name], each) for name, each in found.items()}, found).mask_weights()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the tested metrics join the record, if the end or the early stop was tested."""
@@ -493,6 +516,7 @@ class Ticket(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""
+        self._enforcement.require_zeros(trainer, "before a save")
         self._enforcement.clear(trainer)
         self._saving.complete(trainer, checkpoint)
 

@@ -12,6 +12,7 @@ from lt_lightning import keep_weights, lottery
 from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.exchange.ticketfile import read
 from lt_lightning.fit import enforcement
+from lt_lightning.fit.gradient_use import INDEPENDENT
 
 
 class Clips(Tiny):
@@ -55,7 +56,7 @@ def test_gradients_are_masked_where_something_may_look_at_them(tmp_path, monkeyp
     assert seen == [matter]  # once, in the pruned round
 
 
-@pytest.mark.parametrize("kind", few(enforcement.INDEPENDENT, 0, 1, 2))
+@pytest.mark.parametrize("kind", few(INDEPENDENT, 0, 1, 2))
 def test_weights_and_checkpoints_are_those_of_masked_gradients(tmp_path, monkeypatch, kind):
     model = partial(Tiny, optimizer=kind)
     play(tmp_path / "without", model=model, keep_last=True)
@@ -82,7 +83,7 @@ def test_pruned_weights_are_zero_at_every_step_without_masked_gradients(tmp_path
     assert not torch.stack([mask.all() for mask in ticket.masks.values()]).all()
 
 
-@pytest.mark.parametrize("kind", few(enforcement.INDEPENDENT, 0, 1))
+@pytest.mark.parametrize("kind", few(INDEPENDENT, 0, 1))
 def test_what_is_saved_of_pruned_weights_is_zero_without_a_sign(tmp_path, kind):
     """Multiplied by a mask they may be -0.0, which one depends on when the fit was saved before."""
     play(tmp_path, model=partial(Tiny, optimizer=kind), rounds=1, rewind=keep_weights)

@@ -95,10 +95,9 @@ def test_channels_last_changes_no_output_and_takes_the_weights_of_others():
 def test_a_mask_lies_in_memory_as_its_weight_does():
     weight = nn.Parameter(torch.ones(4, 3, 2, 2).contiguous(**LAST))
     mask = torch.rand(4, 3, 2, 2) < 0.5
-    (multiplier,) = Enforcement({"weight": mask}, {"weight": weight})._multipliers.values()
-    assert multiplier.stride() == weight.stride() != mask.stride()
-    assert torch.equal(multiplier, mask.float())
-    assert not multiplier.requires_grad
+    (held,) = Enforcement({"weight": mask}, {"weight": weight})._held.values()
+    assert held.bits.stride() == weight.stride() != mask.stride()
+    assert torch.equal(held.bits, torch.where(mask, -1, 0))
 
 
 def test_a_compiled_network_is_compiled_once_and_gives_the_same_bits(tmp_path):

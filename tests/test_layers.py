@@ -30,7 +30,7 @@ FLOORS = (
             "fit.hooks",
         ),
     },
-    {"disk.parts", "strategies", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
+    {"disk.parts", "fit.gradient_use", "strategies", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
     {
         "disk.lock",
         "disk.environment",
@@ -54,6 +54,7 @@ FLOORS = (
     {
         "fit.early_stop",
         "fit.points",
+        "fit.start",
         "pruning",
         "fit.guard",
         "fit.tuning",

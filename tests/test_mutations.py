@@ -15,7 +15,7 @@ def nothing(*arguments, **options):
 
 
 MUTATIONS = {
-    "no mask on gradients": ([(Enforcement, "mask_gradients")], ["clipping by norm", "muon"]),
+    "no mask on gradients": ([(Enforcement, "_mask_gradients_from_now_on"), (Enforcement, "mask_gradients")], ["clipping by norm", "muon"]),
     "no mask after a step": ([(Enforcement, "_after_step")], ["muon"]),
     "no way back into the data": ([(position, "return_to_batch")], ["late rewinding"]),
     "no random state": (

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lt_lightning.fit import position
-from lt_lightning.fit.enforcement import gradients_matter
+from lt_lightning.fit.gradient_use import gradients_matter
 from lt_lightning.fit.hooks import END, START, WITHIN, hooked
 from lt_lightning.twins import twins
 

@@ -1,52 +1,38 @@
-"""Holding a module to masks during a fit: pruned weights are exactly zero at every step. Only here is a model edited.
+"""Hold a module to its masks during a fit: pruned weights are zero in every forward pass. Only here is a model edited.
 
-Weights are masked after every optimizer step, by a hook of the optimizer itself: so it holds with accumulation, manual
-optimization, several optimizers, mixed precision and weight averaging. Gradients are masked before clipping, where
-anything but an elementwise optimizer may look at them; else optimizer states are masked when they are saved.
+Four things together, each for what the others cannot see:
+
+- weights are masked after every step of any optimizer of torch, also of one that was made later;
+- gradients are masked as they accumulate, where anything may look at them (see `gradient_use.py`);
+- before a layer runs, a weight that somebody else wrote is masked once more: tensors count their writes;
+- at validations, epoch ends, saves and the end of a fit the weights are checked. If the network may have run with a
+  pruned weight that is not zero, the fit raises an error and is never recorded as sparse.
+
+Bits are cleared, not multiplied: zero times NaN is NaN, and zero times a negative number is -0.0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn, optim
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lt_lightning.fit.gradient_use import gradients_are_rewritten, gradients_matter, is_independent
 from lt_lightning.masks import Masks, kept, plain_name, total
-from lt_lightning.sharded import local
+from lt_lightning.sharded import any_sharded, is_sharded, local
 from lt_lightning.twins import twins
 
-WEIGHT_BY_WEIGHT = (
-    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax),
-    *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
-)
-"""Optimizers in which no weight has a part in the step of another, and that keep no weights in their states."""
-
-INDEPENDENT = (*WEIGHT_BY_WEIGHT, optim.Rprop)
-"""Optimizers under which gradients of pruned weights need no mask.
-
-Rprop: the gradients of kept weights are the same bits, and so are their signs. Not ASGD: it averages weights before
-they are masked after its step, and a project may take that average (`ax`) for its weights.
-"""
-
-_READERS = ("on_before_optimizer_step", "configure_gradient_clipping", "optimizer_step")
-"""Hooks of a module that may look at gradients once they are masked."""
-
-
-def gradients_matter(trainer: L.Trainer) -> bool:
-    """Whether gradients of pruned weights could be seen, by clipping, a hook, or an optimizer that we do not know."""
-    module: Any = trainer.lightning_module
-    hooked = any(is_overridden(name, module, L.LightningModule) for name in _READERS)
-    known = all(type(each) in INDEPENDENT and not each._optimizer_step_pre_hooks for each in trainer.optimizers)
-    return bool(trainer.gradient_clip_val) or hooked or not known or not module.automatic_optimization
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number → the integer of as many bytes."""
 
 
 class Enforcement:
-    """The masks of a fit, on the device and in the type in which they multiply fastest.
+    """The masks of a fit.
 
     Args:
         masks: parameter name → bool tensor; if they keep everything, nothing is done.
@@ -55,71 +41,103 @@ class Enforcement:
 
     def __init__(self, masks: Masks, parameters: Mapping[str, nn.Parameter]) -> None:
         held = parameters if kept(masks) < total(masks) else {}
-        self._multipliers = {parameter: _multiplier(masks[name], parameter) for name, parameter in held.items()}
-        self._weights = [local(parameter) for parameter in held.values()]
+        self._held = {each: _Held(name, each, masks[name]) for name, each in held.items()}
         self._masks = masks
         self._handles: list[Any] = []
-        self._masks_gradients = True
+        self._masks_gradients = self._are_rewritten = False
+        self.looks_closely = False
+        """Whether forward passes look for zeros themselves, not only for writes that torch counts."""
 
-    @torch.no_grad()
+    @property
+    def rewrites_gradients(self) -> bool:
+        """Whether gradients may be assigned by hand, so that they are masked once more before a step."""
+        return self._are_rewritten and bool(self._held)
+
+    @property
+    def checks_batches(self) -> bool:
+        """Whether some weights can only be checked when a batch starts: no hook precedes their use."""
+        return not all(each.is_watched for each in self._held.values())
+
     def mask_weights(self) -> None:
         """Set pruned weights to zero."""
-        if self._multipliers:
-            torch._foreach_mul_(self._weights, list(self._multipliers.values()))
+        for each in self._held.values():
+            each.mask()
 
-    @torch.no_grad()
-    def mask_gradients(self, optimizer: Optimizer) -> None:
-        """Mask gradients, so that pruned weights have no part in a clipped norm or an optimizer's statistics."""
-        if not self._masks_gradients:
-            return
-        pairs = [
-            (local(parameter.grad), self._multipliers[parameter])
-            for group in (optimizer.param_groups if self._multipliers else ())
-            for parameter in group["params"]
-            if parameter.grad is not None and parameter in self._multipliers
-        ]
-        if pairs:
-            torch._foreach_mul_([gradient for gradient, _ in pairs], [multiplier for _, multiplier in pairs])
+    def mask_gradients(self) -> None:
+        """Mask the present gradients, also those that were assigned instead of accumulated."""
+        for each in self._held.values() if self._are_rewritten else ():
+            _mask_gradient(each, each.parameter)
 
-    def begin(self, trainer: L.Trainer) -> None:
-        """Mask all that was restored, and from now on the weights after every step."""
-        if not self._multipliers:
+    def begin(self, trainer: L.Trainer, module: nn.Module | None) -> None:
+        """Mask what was restored, and from now on weights after every step and gradients where anything sees them.
+
+        Args:
+            trainer: of the fit.
+            module: its layers check their weights before they run; None: no layer does.
+        """
+        if not self._held:
             return
         self.clear(trainer)
-        self._masks_gradients = gradients_matter(trainer)
-        self._hook_steps(trainer)
+        self._follow_steps()
+        self._are_rewritten = gradients_are_rewritten(trainer)
+        if gradients_matter(trainer):
+            self._mask_gradients_from_now_on()
+        if module is not None and not any_sharded(self._masks) and not _is_compiled(module):
+            self._watch(module)
+        self._note_trained(trainer)
+        self.looks_closely = True
 
-    @torch.no_grad()
-    def clear(self, trainer: L.Trainer) -> None:
-        """Set pruned weights, and what averages and optimizers hold of them, to zero, before any of it is saved.
+    def begin_search(self) -> None:
+        """Do as `begin` for a search that calls no callback."""
+        self.mask_weights()
+        if self._held:
+            self._follow_steps()
+            self._are_rewritten = True
+            self._mask_gradients_from_now_on()
 
-        To +0.0: multiplied by a mask a weight may be -0.0, and which it is depends on when a fit was saved before.
+    def check_batch(self) -> None:
+        """Mask the weights that no layer checks, if somebody wrote them. Call when a batch starts."""
+        for each in self._held.values():
+            if not each.is_watched and each.was_written():
+                each.mask()
+
+    def look(self, batches: int) -> None:
+        """Look closely at the forward passes after 1, 2, 4, 8, ... batches."""
+        self.looks_closely = batches & (batches - 1) == 0
+
+    def require_zeros(self, trainer: L.Trainer, moment: str) -> None:
+        """Mask the weights; first raise a RuntimeError if the network may have run with unmasked ones.
+
+        A write that torch counts is masked before the layer runs and does no harm. A write through `.data`, or to a
+        weight whose layer is never called, may have been seen.
+
+        Args:
+            trainer: of the fit.
+            moment: for the message, such as "at a validation".
         """
-        for parameter, multiplier in self._multipliers.items():
-            pruned = multiplier == 0
-            local(parameter).masked_fill_(pruned, 0.0)
-            for optimizer in trainer.optimizers:
-                for value in optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        local(value).masked_fill_(pruned.to(value.device), 0.0)
-        for callback in trainer.callbacks if self._multipliers else ():  # type: ignore[attr-defined]
+        self._note_trained(trainer)
+        for each in self._held.values():
+            if not each.is_harmless() and (leak := each.leak()) != 0:
+                raise RuntimeError(_leaked(each.name, leak, moment))
+            each.was_called = False
+        self.mask_weights()
+
+    def clear(self, trainer: L.Trainer) -> None:
+        """Set pruned weights, and what averages and optimizers hold of them, to zero, before any of it is saved."""
+        self.mask_weights()
+        for parameter, each in self._held.items():
+            for value in _states(trainer, parameter):
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    _zero(local(value), each.bits)
+        for callback in trainer.callbacks if self._held else ():  # type: ignore[attr-defined]
             average = getattr(callback, "_average_model", None)
             if isinstance(callback, twins(WeightAveraging)) and average is not None:
                 self._clear_average(average.module)
             elif isinstance(callback, twins(StochasticWeightAveraging)) and average is not None:
                 self._clear_average(average)
 
-    def begin_search(self, trainer: L.Trainer) -> None:
-        """As `begin`, where no callback is called: gradients are masked by hooks too."""
-        self.mask_weights()
-        for parameter, multiplier in self._multipliers.items():
-            if parameter.requires_grad:
-                hook = partial(_mask_gradient, multiplier)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
-        self._hook_steps(trainer)
-
     def release(self) -> None:
-        """Let go of the optimizers and the parameters."""
+        """Let go of the optimizers, the parameters and the layers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -127,15 +145,44 @@ class Enforcement:
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Hold these no more: they are about to be made of kept weights alone."""
         for parameter in parameters:
-            del self._multipliers[parameter]
-        self._weights = [local(parameter) for parameter in self._multipliers]
+            self._held.pop(parameter).is_left = True
 
-    def _hook_steps(self, trainer: L.Trainer) -> None:
-        for optimizer in trainer.optimizers if self._multipliers else ():
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+    def _follow_steps(self) -> None:
+        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_step))
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Mask gradients for an optimizer that came later, or whose step Lightning does not take."""
+        if not self._masks_gradients and not is_independent(optimizer):
+            self._mask_gradients_from_now_on()
+        if self._are_rewritten:
+            self.mask_gradients()
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.mask_weights()
+
+    def _mask_gradients_from_now_on(self) -> None:
+        self._masks_gradients = True
+        for parameter, each in self._held.items():
+            _mask_gradient(each, parameter)
+            self._handles += _hook_gradient(parameter, each)
+
+    def _watch(self, module: nn.Module) -> None:
+        """Let each layer check its weights before it runs, ahead of all hooks of others."""
+        unseen = set(_read_elsewhere(module)) | {module}  # a LightningModule's own weights are used by any method
+        for layer in module.modules():
+            found = [self._held[each] for each in layer._parameters.values() if each in self._held]
+            if found and layer not in unseen:
+                self._handles.append(layer.register_forward_pre_hook(_Look(self, layer, found), prepend=True))
+                for each in found:
+                    each.is_watched = True
+
+    def _note_trained(self, trainer: L.Trainer) -> None:
+        """Note which weights an optimizer trains; others may be written at will, as a target network is."""
+        groups = [group for optimizer in trainer.optimizers for group in getattr(optimizer, "param_groups", ())]
+        trained = {id(each) for group in groups for each in group["params"]}
+        for parameter, each in self._held.items():
+            each.is_trained = not trained or id(parameter) in trained
 
     def _clear_average(self, module: nn.Module) -> None:
         for name, parameter in module.named_parameters():
@@ -143,12 +190,146 @@ class Enforcement:
                 local(parameter).masked_fill_(~local(self._masks[plain_name(name)]).to(parameter.device), 0.0)
 
 
-def _mask_gradient(multiplier: Tensor, parameter: Tensor) -> None:
-    if parameter.grad is not None:
-        local(parameter.grad).mul_(multiplier)
+class _Held:
+    """A weight under its mask, and what is known of it since it was masked."""
+
+    def __init__(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
+        self.name, self.parameter = name, parameter
+        self.bits = _bits(mask, parameter)
+        self._part, self._place, self._version = parameter.detach(), -1, -1
+        self.is_trained, self.is_watched, self.was_called, self.is_left = True, False, False, False
+        self._is_sharded = is_sharded(parameter)
+
+    def mask(self) -> None:
+        """Set pruned weights to zero, wherever the parameter lies by now."""
+        if self._source.data_ptr() != self._place:
+            self._bind()
+        if self.bits.dtype == torch.bool:
+            self._part.masked_fill_(self.bits, 0)
+        else:
+            self._part.bitwise_and_(self.bits)
+        self._version = self._source._version
+
+    def was_written(self) -> bool:
+        """Whether anything else wrote the weight since; torch does not count what is written through `.data`."""
+        source = self._source
+        return source._version != self._version or source.data_ptr() != self._place
+
+    def is_harmless(self) -> bool:
+        """Whether no forward pass can have seen what was written since the weight was masked."""
+        return self.is_watched and (not self.is_trained or (self.was_called and self.was_written()))
+
+    def leak(self) -> float:
+        """The largest absolute value of a pruned weight."""
+        part = local(self.parameter)
+        if self.bits.dtype == torch.bool:
+            return float(part.masked_fill(~self.bits, 0).abs().max()) if part.numel() else 0.0
+        pruned = part.view(self.bits.dtype) & ~self.bits
+        return float(pruned.view(part.dtype).abs().max()) if pruned.any() else 0.0
+
+    @property
+    def _source(self) -> Tensor:
+        return self.parameter._local_tensor if self._is_sharded else self.parameter  # type: ignore[attr-defined]
+
+    def _bind(self) -> None:
+        with torch.inference_mode(False):  # within it, views count no writes
+            part = local(self.parameter)
+        self._place = part.data_ptr()
+        self._part = part if self.bits.dtype == torch.bool else part.view(self.bits.dtype)
 
 
-def _multiplier(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    """What this process holds of the mask, on the parameter's device, in its order in memory; bool is slow on a CPU."""
-    dtype = parameter.dtype if parameter.device.type == "cpu" else torch.bool
-    return torch.empty_like(local(parameter), dtype=dtype, requires_grad=False).copy_(local(mask))
+class _Look:
+    """A layer's hook: its weights are masked before it runs. A copy of the layer brings the hook along, unused."""
+
+    def __init__(self, enforcement: Enforcement, layer: nn.Module, held: list[_Held]) -> None:
+        self._enforcement, self._layer, self._held = enforcement, layer, held
+
+    def __call__(self, layer: nn.Module, inputs: Any) -> None:
+        if layer is not self._layer or torch.compiler.is_compiling():
+            return
+        for each in self._held:
+            each.was_called = True
+            if not each.is_left and (each.was_written() or not each.is_trained):
+                each.mask()
+            elif self._enforcement.looks_closely and not each.is_left and (leak := each.leak()) != 0:
+                raise RuntimeError(_leaked(each.name, leak, "in a forward pass"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Look":
+        return self
+
+
+def _leaked(name: str, leak: float, moment: str) -> str:
+    return (
+        f"{name} holds a pruned weight of {leak:.3g} {moment}: something wrote it where the ticket cannot see it, so "
+        "the network may have trained as a dense one, and this fit is not recorded. Look for weight.data = ... (write "
+        "with torch.no_grad(): weight.copy_(...) instead), for an optimizer that is no torch.optim.Optimizer, or for a "
+        "hook that changes a weight which is read without a call of its layer; or leave that weight out, "
+        f'prunable=["!{name}"].'
+    )
+
+
+def _states(trainer: L.Trainer, parameter: nn.Parameter) -> Iterator[Any]:
+    """All that the optimizers of a fit keep of a parameter."""
+    for optimizer in trainer.optimizers:
+        yield from getattr(optimizer, "state", {}).get(parameter, {}).values()
+
+
+def _hook_gradient(parameter: nn.Parameter, held: _Held) -> list[Any]:
+    """Let the gradient of a parameter be masked before any other hook looks at it; returns the handles."""
+    needed = parameter.requires_grad
+    parameter.requires_grad_(True)  # a frozen one, which may thaw, takes no hook
+    others = bool(parameter._backward_hooks)  # such as those of wandb.watch
+    handles = [parameter.register_post_accumulate_grad_hook(partial(_mask_gradient, held))]
+    handles += [parameter.register_hook(partial(_masked, held))] if others else []
+    parameter.requires_grad_(needed)
+    kinds: tuple[Any, Any] = (parameter._post_accumulate_grad_hooks, parameter._backward_hooks)
+    for handle, hooks in zip(handles, kinds, strict=False):
+        hooks.move_to_end(handle.id, last=False)
+    return handles
+
+
+def _mask_gradient(held: _Held, parameter: Tensor) -> None:
+    gradient = parameter.grad
+    if gradient is not None and not held.is_left and gradient.layout == torch.strided:
+        _zero(local(gradient), held.bits)
+
+
+def _masked(held: _Held, gradient: Tensor) -> Tensor:
+    """A copy of a gradient without what is pruned."""
+    copied = gradient.clone()
+    _zero(local(copied), held.bits)
+    return copied
+
+
+def _bits(mask: Tensor, parameter: nn.Parameter) -> Tensor:
+    """What this process holds of the mask, in the parameter's order in memory.
+
+    On a CPU integers with all bits set where a weight is kept, of the parameter's size, as they are cleared fastest;
+    elsewhere a bool tensor, True where a weight is pruned.
+    """
+    part = local(parameter)
+    kind = torch.bool
+    if part.device.type == "cpu" and part.dtype.is_floating_point:
+        kind = _WORDS[part.element_size()]
+    kept_here = torch.empty_like(part, dtype=kind).copy_(local(mask))
+    return ~kept_here if kind == torch.bool else kept_here.neg_()
+
+
+def _zero(values: Tensor, bits: Tensor) -> None:
+    """Set what is pruned to zero, in values that lie as a parameter does, of any type and on any device."""
+    if bits.dtype != torch.bool and values.device == bits.device and values.element_size() == bits.element_size():
+        values.view(bits.dtype).bitwise_and_(bits)
+    else:
+        values.masked_fill_((bits if bits.dtype == torch.bool else bits == 0).to(values.device), 0)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether any of it runs compiled: a hook that looks at versions would compile it anew at every step."""
+    return any(each._compiled_call_impl is not None or isinstance(each, OptimizedModule) for each in module.modules())
+
+
+def _read_elsewhere(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers within torch's own attention, which reads their weights itself, and another way if they have hooks."""
+    for each in module.modules():
+        if type(each).__module__ == nn.TransformerEncoderLayer.__module__ or isinstance(each, nn.MultiheadAttention):
+            yield from each.modules()

@@ -1,6 +1,7 @@
 """Notices a Trainer without the ticket, or with a strategy that cannot be, before it trains.
 
-Lightning asks the model for callbacks before every fit, which is the last chance to see that the ticket is missing.
+Lightning asks the model for callbacks before every fit, which is the last chance to see that the ticket is missing; and
+before every test, which may be another Trainer's.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from lt_lightning import strategies
 
 
 class Guard(Callback):
-    """Refuses a fit by a Trainer that does not have the ticket.
+    """Refuse a fit by a Trainer that does not have the ticket, and mask what such a Trainer tests.
 
     Args:
-        ticket: the callback that has to be there, with a `name`.
+        ticket: the callback that has to be there, with a `name` and `show`.
     """
 
     def __init__(self, ticket: Any) -> None:
@@ -30,6 +31,19 @@ class Guard(Callback):
                 f"this Trainer does not have the ticket of {self._ticket.name} among its callbacks, so nothing would "
                 "be pruned. Make a new one inside the loop: trainer = L.Trainer(..., callbacks=[ticket])."
             )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a validation by another Trainer see the ticket."""
+        if trainer.state.fn != "fit":
+            self._ticket.show(pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a test by another Trainer see the ticket."""
+        self._ticket.show(pl_module)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let predictions by another Trainer see the ticket."""
+        self._ticket.show(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the Trainer; the model brings a guard to its next call, which Lightning would announce as a clash."""

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 START, END = "on_train_batch_start", "on_train_batch_end"
+_PACKAGES = ("lightning", "pytorch_lightning", "lt_lightning")
 WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
@@ -19,6 +20,24 @@ def hooked(module: Any, callbacks: Iterable[Any]) -> set[str]:
     """
     parents = [(module, LightningModule), *((each, Callback) for each in callbacks)]
     return {name for name in (START, END, *WITHIN) if any(is_overridden(name, *each) for each in parents)}
+
+
+def foreign(callbacks: Iterable[Any]) -> list[Any]:
+    """The callbacks that neither Lightning nor this package wrote.
+
+    >>> foreign([Callback()])
+    []
+    """
+    return [each for each in callbacks if not is_known(type(each))]
+
+
+def is_known(kind: type) -> bool:
+    """Whether a class is Lightning's or this package's.
+
+    >>> is_known(Callback), is_known(dict)
+    (True, False)
+    """
+    return kind.__module__.partition(".")[0] in _PACKAGES
 
 
 def leave_out_empty(callback: Any) -> None:

@@ -134,7 +134,7 @@ class Conductor(Callback):
         masks = {name: torch.stack([each.masks[name] for each in self._tickets]) for name in self._tickets[0].masks}
         parameters = dict(self.stacked.named_parameters())
         self._enforcement = Enforcement(masks, {name: parameters[name] for name in masks})
-        self._enforcement.begin(self._trainers[0])
+        self._enforcement.begin(self._trainers[0], None)
         for member in self._members:
             member.on_train_start()
         loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.fit_loop]
@@ -142,7 +142,9 @@ class Conductor(Callback):
         for number in range(len(self._tickets)):
             for loop in loops:
                 loop.on_advance_end = _nothing
-            call._call_callback_hooks(self._turn_to(number), "on_train_start")
+            each = self._turn_to(number)
+            call._call_callback_hooks(each, "on_train_start")
+            each.strategy.on_train_start()
             for gathered, loop in zip(calls, loops, strict=True):
                 gathered.append(vars(loop).pop("on_advance_end"))
         self._agree()
@@ -180,8 +182,7 @@ class Conductor(Callback):
         self._forward("on_train_epoch_start")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Mask gradients where that is needed, and clip those of each seed."""
-        self._enforcement.mask_gradients(optimizer)
+        """Clip the gradients of each seed; they were masked as they accumulated."""
         first = self._trainers[0]
         if first.gradient_clip_val:
             gradients = [each.grad for each in self.stacked.parameters() if each.grad is not None]
