@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import hands_on
 import lightning as L
 import pytest
 import torch
@@ -316,6 +317,20 @@ ROWS = {
         telling=True,
     ),
     "compiled layer": Row(compiled_layer),
+    "clipping by hand": Row(hands_on.ByHand, telling=True),
+    "gradients by hand": Row(hands_on.RawOptimizer),
+    "clipping after backward": Row(hands_on.AfterBackward),
+    "clipping in backward": Row(hands_on.InBackward),
+    "clipping in a closure": Row(hands_on.InClosure),
+    "clipping by a callback": Row(hands_on.Plain, make_callbacks=lambda: [hands_on.Clipper()]),
+    "gradients read in the next step": Row(hands_on.Remembers),
+    "sam by hand": Row(hands_on.SamByHand, telling=True),
+    "sam in optimizer_step": Row(hands_on.SamStep),
+    "optimizers made anew": Row(hands_on.MadeAnew, telling=True),
+    "optimizers replaced": Row(hands_on.Replaced, stop=(0, 1)),
+    "target network": Row(hands_on.Target, telling=True),
+    "target network, uncounted writes": Row(hands_on.DataTarget),
+    "weights drawn at the start": Row(hands_on.AtStart, telling=True),
     "validation within epochs": Row(options={"val_check_interval": 2}, telling=True),
     "validation by fraction": Row(options={"val_check_interval": 0.5}),
     "limited batches": Row(options={"limit_train_batches": 3, "limit_val_batches": 1}),
@@ -450,7 +465,13 @@ def masked(module, masks, since=0):
             super().optimizer_step(*arguments, **options)
             hold()
 
+        def on_train_start(self):
+            super().on_train_start()
+            hold()
+
         def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            hold()  # what no optimizer_step of the module has written
             if self.trainer.global_step == since:
                 on.update(masks)
                 hold()

@@ -1,11 +1,12 @@
 """The matrix can fail: without each of the things that make a ticket exact, rows of it do."""
 
 import pytest
+from hands_on import WRITERS, InFit, watched
 from matrix import check_row
 
 from lt_lightning import ticket
 from lt_lightning.fit import position
-from lt_lightning.fit.enforcement import Enforcement
+from lt_lightning.fit.enforcement import Enforcement, _Look
 
 pytestmark = pytest.mark.lightning_matrix
 
@@ -15,7 +16,10 @@ def nothing(*arguments, **options):
 
 
 MUTATIONS = {
-    "no mask on gradients": ([(Enforcement, "_mask_gradients_from_now_on"), (Enforcement, "mask_gradients")], ["clipping by norm", "muon"]),
+    "no mask on gradients": (
+        [(Enforcement, "_mask_gradients_from_now_on"), (Enforcement, "mask_gradients")],
+        ["clipping by norm", "muon", "clipping after backward", "sam by hand"],
+    ),
     "no mask after a step": ([(Enforcement, "_after_step")], ["muon"]),
     "no way back into the data": ([(position, "return_to_batch")], ["late rewinding"]),
     "no random state": (
@@ -35,3 +39,17 @@ def test_a_row_notices_what_is_missing(tmp_path, monkeypatch, record_property, n
         with pytest.raises(AssertionError):
             check_row(tmp_path / row, row)
     record_property("table", f"{name}: fails {', '.join(rows)}")
+
+
+@pytest.mark.parametrize("name", ["row means", "a target network", "another callback"])
+def test_a_forward_pass_sees_pruned_weights_without_the_check_before_it(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(_Look, "__call__", nothing)
+    monkeypatch.setattr(Enforcement, "require_zeros", nothing)
+    watch, _ = watched(tmp_path, *WRITERS[name])
+    assert watch.largest > 1e-4
+
+
+def test_a_dense_network_is_recorded_as_sparse_without_the_trip_wire(tmp_path, monkeypatch):
+    monkeypatch.setattr(Enforcement, "require_zeros", nothing)
+    watch, _ = watched(tmp_path, InFit)
+    assert watch.largest == 0.5

@@ -45,6 +45,7 @@ class Enforcement:
         self._masks = masks
         self._handles: list[Any] = []
         self._masks_gradients = self._are_rewritten = False
+        self._is_alone = False
         self.looks_closely = False
         """Whether forward passes look for zeros themselves, not only for writes that torch counts."""
 
@@ -159,7 +160,14 @@ class Enforcement:
             self.mask_gradients()
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self.mask_weights()
+        """Mask the weights of an optimizer; of several, leave alone what another will still differentiate."""
+        if self._is_alone:
+            self.mask_weights()
+            return
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for parameter, each in self._held.items():
+            if id(parameter) in stepped or each.was_written():
+                each.mask()
 
     def _mask_gradients_from_now_on(self) -> None:
         self._masks_gradients = True
@@ -178,9 +186,10 @@ class Enforcement:
                     each.is_watched = True
 
     def _note_trained(self, trainer: L.Trainer) -> None:
-        """Note which weights an optimizer trains; others may be written at will, as a target network is."""
+        """Note which weights optimizers train; others may be written at will, as a target network is."""
         groups = [group for optimizer in trainer.optimizers for group in getattr(optimizer, "param_groups", ())]
         trained = {id(each) for group in groups for each in group["params"]}
+        self._is_alone = len(trainer.optimizers) == 1
         for parameter, each in self._held.items():
             each.is_trained = not trained or id(parameter) in trained
 
@@ -196,24 +205,25 @@ class _Held:
     def __init__(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
         self.name, self.parameter = name, parameter
         self.bits = _bits(mask, parameter)
-        self._part, self._place, self._version = parameter.detach(), -1, -1
         self.is_trained, self.is_watched, self.was_called, self.is_left = True, False, False, False
         self._is_sharded = is_sharded(parameter)
+        self._part, self.place, self.version = parameter.detach(), -1, -1
 
     def mask(self) -> None:
         """Set pruned weights to zero, wherever the parameter lies by now."""
-        if self._source.data_ptr() != self._place:
+        source = self._source
+        if source.data_ptr() != self.place:
             self._bind()
-        if self.bits.dtype == torch.bool:
+        if self.bits.dtype is torch.bool:
             self._part.masked_fill_(self.bits, 0)
         else:
             self._part.bitwise_and_(self.bits)
-        self._version = self._source._version
+        self.version = source._version
 
     def was_written(self) -> bool:
         """Whether anything else wrote the weight since; torch does not count what is written through `.data`."""
         source = self._source
-        return source._version != self._version or source.data_ptr() != self._place
+        return source._version != self.version or source.data_ptr() != self.place
 
     def is_harmless(self) -> bool:
         """Whether no forward pass can have seen what was written since the weight was masked."""
@@ -234,12 +244,15 @@ class _Held:
     def _bind(self) -> None:
         with torch.inference_mode(False):  # within it, views count no writes
             part = local(self.parameter)
-        self._place = part.data_ptr()
+        self.place = part.data_ptr()
         self._part = part if self.bits.dtype == torch.bool else part.view(self.bits.dtype)
 
 
 class _Look:
-    """A layer's hook: its weights are masked before it runs. A copy of the layer brings the hook along, unused."""
+    """A layer's hook: its weights are masked before it runs. A copy of the layer brings the hook along, unused.
+
+    It is called at every step, so it asks as little as it can.
+    """
 
     def __init__(self, enforcement: Enforcement, layer: nn.Module, held: list[_Held]) -> None:
         self._enforcement, self._layer, self._held = enforcement, layer, held
@@ -247,12 +260,24 @@ class _Look:
     def __call__(self, layer: nn.Module, inputs: Any) -> None:
         if layer is not self._layer or torch.compiler.is_compiling():
             return
+        closely = self._enforcement.looks_closely
         for each in self._held:
             each.was_called = True
-            if not each.is_left and (each.was_written() or not each.is_trained):
-                each.mask()
-            elif self._enforcement.looks_closely and not each.is_left and (leak := each.leak()) != 0:
+            parameter = each.parameter
+            written = parameter._version != each.version or parameter.data_ptr() != each.place
+            if closely or written or not each.is_trained:
+                self._check(each)
+
+    def _check(self, each: _Held) -> None:
+        """Mask what somebody wrote, and leave all else: a graph that is to be differentiated may hold the weight."""
+        if each.is_left:
+            return
+        if each.was_written():
+            each.mask()
+        elif (leak := each.leak()) != 0:
+            if each.is_trained:
                 raise RuntimeError(_leaked(each.name, leak, "in a forward pass"))
+            each.mask()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Look":
         return self
@@ -284,8 +309,16 @@ def _hook_gradient(parameter: nn.Parameter, held: _Held) -> list[Any]:
     parameter.requires_grad_(needed)
     kinds: tuple[Any, Any] = (parameter._post_accumulate_grad_hooks, parameter._backward_hooks)
     for handle, hooks in zip(handles, kinds, strict=False):
-        hooks.move_to_end(handle.id, last=False)
+        _put_first(hooks, handle.id)
     return handles
+
+
+def _put_first(hooks: dict[int, Any], key: int) -> None:
+    """Let a hook be called before others; torch follows the order of insertion, not that of `move_to_end`."""
+    ours = hooks.pop(key)
+    others = dict(hooks)
+    hooks.clear()
+    hooks.update({key: ours, **others})
 
 
 def _mask_gradient(held: _Held, parameter: Tensor) -> None:

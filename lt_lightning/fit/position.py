@@ -88,7 +88,18 @@ def in_middle_of_epoch(trainer: L.Trainer) -> bool:
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether this training batch is followed by a validation, which may draw random numbers."""
     loop: Any = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return not _is_between_validations(trainer) and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _is_between_validations(trainer: L.Trainer) -> bool:
+    """Whether the count of batches alone says that none follows: Lightning takes longer to find out, at every step."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    if type(every) is not int or trainer.is_last_batch or trainer.should_stop:
+        return False
+    if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+        return False
+    done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return (done + 1) % every != 0
 
 
 def validation_in(trainer: L.Trainer) -> int:
