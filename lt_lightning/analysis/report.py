@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_lightning.disk.atomic import write_bytes
-from lt_lightning.records import COLUMNS, Record, read_records
+from lt_lightning.records import BEST_CHECKPOINT, COLUMNS, EARLY_STOP, Record, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def metric(rows: Sequence[Record]) -> str | None:
         column
         for column in dict.fromkeys(key for row in rows for key in row)
         if column not in COLUMNS
-        and not column.startswith("early_stop_")
+        and not column.startswith((EARLY_STOP, BEST_CHECKPOINT))
         and any(math.isfinite(_number(row.get(column))) for row in rows)
     ]
     accuracies = [column for column in measured if column.endswith(("acc", "accuracy"))]
