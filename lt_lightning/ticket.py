@@ -493,7 +493,8 @@ class Ticket(Callback):
         """Let the tested metrics join the record, under a name that tells which weights were tested."""
         self._measured.test(trainer, self._tested)
         if not self._tested:
-            rank_zero_warn(tested.not_recorded(self.name, trainer.ckpt_path, self.fitted))
+            own = pl_module is self._module
+            rank_zero_warn(tested.not_recorded(self.name, trainer.ckpt_path, fitted=self.fitted, own=own))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers and of the Trainer's callback list, with sharded parameters as they were before."""

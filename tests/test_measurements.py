@@ -209,8 +209,11 @@ def test_other_weights_are_not_recorded_and_the_test_says_so(tmp_path):
         assert 'ckpt_path="best" and ModelCheckpoint(monitor=...)' in str(told[-1].message)
         with pytest.warns(UserWarning, match="a test of weights that changed since the fit is not recorded"):
             made.test(ticket.model, data(), verbose=False)
-        with pytest.warns(UserWarning, match="is not recorded"):
+        with pytest.warns(UserWarning, match="a test of another module is not recorded"):
             made.test(Plain(), data(), verbose=False)
+        other = L.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+        with pytest.warns(UserWarning, match="round-00: this test is not recorded, as its Trainer does not have"):
+            other.test(ticket.model, data(), verbose=False)
 
     row = run(tmp_path, Plain, body)[0]
     assert row["test/loss"] == loss_of(tmp_path / "round-00" / "final.ckpt")

@@ -70,16 +70,17 @@ def _is_same(one: Any, other: Any) -> bool:
     return Path(one).resolve() == Path(other).resolve()
 
 
-def not_recorded(name: str, path: Any, fitted: bool) -> str:
-    """What to say of a test whose results belong to no column of the record."""
+def not_recorded(name: str, path: Any, *, fitted: bool, own: bool) -> str:
+    """What to say of a test whose results belong to no column of the record; `own`: of the ticket's own module."""
     if not fitted:
         return (
             f"{name}: a test before the fit is not recorded, as a record tells of trained weights: call trainer.test "
             "after trainer.fit."
         )
-    what = f"the weights of {path}" if path else "weights that changed since the fit"
+    changed = f"the weights of {path}" if path else "weights that changed since the fit"
+    what = changed if own else "another module"
     return (
-        f"{name}: a test of {what} is not recorded, as these are neither the weights of the end nor of the early stop: "
+        f"{name}: a test of {what} is not recorded, as it has neither the weights of the end nor of the early stop: "
         "test ticket.model as the fit left it, or with ckpt_path=ticket.early_stop_path, or with "
         'ckpt_path="best" and ModelCheckpoint(monitor=...).'
     )
