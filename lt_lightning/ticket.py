@@ -43,7 +43,7 @@ from lt_lightning.prunable import check_norms, find_prunable, ties
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
-from lt_lightning.tightening import Settling, Tightening
+from lt_lightning.tightening import DISTANCE, Settling, Tightening
 from lt_lightning.twins import twins
 
 
@@ -420,7 +420,7 @@ class Ticket(Callback):
             return
         distance = self._settling.end_epoch(trainer, self.masks)
         if distance is not None:
-            pl_module.log("mask_distance", distance, rank_zero_only=True)
+            pl_module.log(DISTANCE, distance, rank_zero_only=True)
         trainer.should_stop = trainer.should_stop or broadcast(self._settling.is_over)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from sampling import few
 from torch.utils.data import DataLoader, TensorDataset
 
-from lt_lightning import cubically, lottery
+from lt_lightning import cubically, lottery, settled
 from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.records import COLUMNS, read_records
 
@@ -111,6 +111,15 @@ def test_a_metric_called_density_stands_beside_that_of_masks_that_tighten(tmp_pa
     lines = curves(tmp_path, "round-01")
     assert {line["logged/density"] for line in lines} == {7.0, None}
     assert lines[-1]["density"] == 0.5
+
+
+def test_a_metric_with_the_name_of_the_distance_of_masks_is_refused(tmp_path):
+    class Own(Plain):
+        def validation_step(self, batch, index):
+            self.log("mask_distance", 7.0)
+
+    with pytest.raises(ValueError, match="the module logs 'mask_distance', which is the column of what early_bird"):
+        run(tmp_path, Own, rounds=1, early_bird=settled(0.1), monitor=None)
 
 
 def test_metrics_whose_names_differ_by_a_slash_alone_both_have_a_column_at_the_early_stop(tmp_path):

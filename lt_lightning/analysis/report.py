@@ -108,6 +108,8 @@ def metric(rows: Sequence[Record]) -> str | None:
 
     >>> metric([{"round": 0, "val/loss": 0.2, "val/acc": 0.9, "test/acc": None}])
     'val/acc'
+    >>> metric([{"round": 0, "best_checkpoint_test_acc": 0.9, "early_stop_val_acc": 0.9, "val/loss": 0.2}])
+    'val/loss'
     """
     measured = [
         column
