@@ -136,13 +136,16 @@ def test_metrics_whose_names_differ_by_a_slash_alone_both_have_a_column_at_the_e
 def test_a_test_that_logs_the_names_of_the_validation_replaces_nothing(tmp_path):
     class Same(Plain):
         def test_step(self, batch, index):
-            self.log("val/loss", 100.0)
+            self.log_dict({"val/loss": 100.0, "step": 9.0})
 
     def body(made, ticket):
         made.test(ticket.model, data(), verbose=False)
         made.test(ticket.model, data(), ckpt_path=ticket.early_stop_path, verbose=False)
 
-    row = run(tmp_path, Same, body, monitor="val/loss")[0]
+    with pytest.warns(UserWarning, match="recorded as 'logged/step'"):
+        row = run(tmp_path, Same, body, monitor="val/loss")[0]
+    assert (row["logged/step"], row["early_stop_logged_step"]) == (9.0, 9.0)
+    assert row["early_stop_step"] in (STEPS, 2 * STEPS, 3 * STEPS)
     assert max(row["val/loss"], row["early_stop_val_loss"]) < 10
     assert (row["test/val/loss"], row["early_stop_test_val_loss"]) == (100.0, 100.0)
 

@@ -132,6 +132,7 @@ class Measurements:
         """Let the tested metrics join the record, at the moments of the fit whose weights were tested."""
         for moment in moments:
             self._tests.setdefault(moment, {}).update(numbers(trainer.callback_metrics))
+            self._tell_of_names(trainer.callback_metrics)
 
     def record(self) -> Record:
         """Steps, seconds and metrics, those of the early stop last."""
