@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> float | None:
             told = liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN)
             stack.enter_context(told)
         train(runs)
-        found = (objective(RunDirectory(run.directory).records, cfg.prune.monitor) for run in runs)
+        found = (objective(RunDirectory(run.directory).records, monitor(run)) for run in runs)
         measured = [value for value in found if value is not None]
         return fmean(measured) if len(measured) == len(runs) else None
 
@@ -108,6 +108,12 @@ def tickets(run: Replicate) -> Iterator[Ticket]:
     seeds = {name: run.cfg[name] for name in ("seed", "seed_init", "seed_data")}
     places = {"directory": run.directory, "dense_directory": dense_directory(run.cfg, run.directory)}
     return instantiate(run.cfg.prune)(partial(instantiate, run.cfg.model), **places, **seeds, config=run.config)
+
+
+def monitor(run: Replicate) -> str | None:
+    """The metric that decides the early stop of a run; None without one."""
+    given = run.cfg.prune.monitor
+    return RunDirectory(run.directory).monitor_found() if given == "auto" else given
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> Trainer:

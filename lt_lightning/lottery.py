@@ -59,7 +59,7 @@ def lottery(
     points: Sequence[int | str] = (),
     controls: Sequence[Control | str] = (),
     prunable: Prunable | None = None,
-    monitor: str | None = "val/loss",
+    monitor: str | None = "auto",
     mode: str = "min",
     seed: int = 0,
     seed_init: int | None = None,
@@ -99,7 +99,9 @@ def lottery(
             or names of ours, as "reinit" or "noise(0.5)". May grow.
         prunable: patterns over parameter names (`!` leaves out, `+` adds to the default), or a predicate of
             (name, parameter, layer); None: weights of linear, convolution, recurrent and attention layers.
-        monitor: the validation metric that decides the early stop; None: no early stop.
+        monitor: the validation metric that decides the early stop, which validation must log; "auto": the module's own
+            validation loss ("val/loss", "val_loss", "valid_loss", ...), found in the first validation that logs one
+            and the same in all fits; without one there is no early stop. None: no early stop.
         mode: "min" or "max": which `monitor` is the best.
         seed: of everything random: initial weights, criteria and controls that draw, and the global generators, which
             are seeded before every fit and every epoch.
@@ -473,7 +475,7 @@ def _finish(ticket: Ticket) -> None:
     ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
         environment.note(ticket.plan.directory.path, liveness.command())
-        ticket.files.mark_done(ticket.record)
+        ticket.files.mark_done(ticket.record, ticket.monitor_found)
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
     told = f"{ticket.name}: density {ticket.density:.4g}, {ticket.record['steps']} steps"

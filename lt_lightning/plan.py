@@ -22,7 +22,7 @@ from lt_lightning.scopes import Scope, group_by_pattern
 from lt_lightning.stopping import StopWhen, needs_dense
 
 AUTO = "auto"
-"""At the end of an epoch, if saving is cheap enough then."""
+"""Of `every`: at the end of an epoch, if saving is cheap enough then; of `monitor`: the module's validation loss."""
 
 EACH_EPOCH = RewindStep(1, "epochs")
 
@@ -95,7 +95,8 @@ class Plan:
             if not callable(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a function: {_EXAMPLES[name]}")
         if self.mode not in ("min", "max"):
-            raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {self.monitor} is the best?')
+            metric = "val/loss" if self.monitor == AUTO else self.monitor
+            raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {metric} is the best?')
         if isinstance(self.every, RewindStep) and self.every.count == 0:
             raise ValueError(f'every="{self.every}" must be at least 1; "auto" and None are possible too.')
         names = [control_name(control) for control in self.controls]

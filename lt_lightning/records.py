@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ from lt_lightning.disk.checksum import digest
 
 COLUMNS = ("round", "arm", "seed", "density", "steps", "seconds", "early_stop_step")
 """The columns that every record has, in order; metrics follow under their own names."""
+
+EARLY_STOP, BEST_CHECKPOINT = "early_stop_", "best_checkpoint_"
+"""How columns of metrics begin that were measured elsewhere than at the end of the fit."""
+
+_RESERVED = frozenset((*COLUMNS, "epoch", "step", "experiment", "method", "run"))
+"""Columns of `records.csv`, `metrics.csv` and the summaries of several runs that are no metrics."""
+
+_OWN_NAME = "logged/"
+"""How the column of a metric begins that has the name of another column."""
 
 Record = dict[str, Any]
 """Column → value; None where not measured."""
@@ -48,19 +58,79 @@ def to_csv(rows: Iterable[Mapping[str, Any]], first: Iterable[str] = ()) -> str:
     return text.getvalue()
 
 
+def column(metric: str) -> str:
+    """Name the column of a metric: its own name, unless that is the name of another column.
+
+    No two metrics have one column.
+
+    >>> column("val/acc"), column("step"), column("early_stop_step"), column("logged/step")
+    ('val/acc', 'logged/step', 'logged/early_stop_step', 'logged/logged/step')
+    """
+    bare = metric
+    while bare.startswith(_OWN_NAME):
+        bare = bare.removeprefix(_OWN_NAME)
+    return _OWN_NAME + metric if bare in _RESERVED or bare.startswith((EARLY_STOP, BEST_CHECKPOINT)) else metric
+
+
+def columns_at(moment: str, metrics: Iterable[str]) -> dict[str, str]:
+    """Name the columns of metrics that were measured elsewhere than at the end, each a column of its own.
+
+    Args:
+        moment: EARLY_STOP or BEST_CHECKPOINT.
+        metrics: names of all metrics that were measured there.
+
+    Returns:
+        Metric → column: with underscores for slashes, where that tells the metrics apart.
+
+    >>> columns_at(EARLY_STOP, ["val/acc", "step"])
+    {'val/acc': 'early_stop_val_acc', 'step': 'early_stop_logged_step'}
+    >>> columns_at(EARLY_STOP, ["val/acc", "val_acc"])
+    {'val/acc': 'early_stop_val/acc', 'val_acc': 'early_stop_val_acc'}
+    """
+    names = {metric: moment + column(metric) for metric in metrics}
+    counts = Counter(_without_slashes(name) for name in names.values())
+    return {
+        metric: _without_slashes(name) if counts[_without_slashes(name)] == 1 else name
+        for metric, name in names.items()
+    }
+
+
 def early_stop_name(metric: str) -> str:
-    """The column of a metric at the early stop.
+    """The column of a metric at the early stop, where no other has the same name but for slashes.
 
     >>> early_stop_name("val/acc")
     'early_stop_val_acc'
     """
-    return "early_stop_" + metric.replace("/", "_")
+    return columns_at(EARLY_STOP, [metric])[metric]
+
+
+def _without_slashes(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def beside(metrics: Mapping[str, Any], others: Iterable[str]) -> dict[str, Any]:
+    """Metrics of a test, with "test/" before the names that the fit logged too: they are other numbers.
+
+    >>> beside({"loss": 0.4, "test/acc": 0.9}, ["loss", "val/acc"])
+    {'test/loss': 0.4, 'test/acc': 0.9}
+    """
+    taken = {*others}
+    found: dict[str, Any] = {}
+    for name in sorted(metrics, key=lambda name: name in taken):
+        place = name
+        while place in taken or place in found:
+            place = f"test/{place}"
+        found[place] = metrics[name]
+    return found
 
 
 def objective(path: Path, monitor: str | None) -> float | None:
     """What a search compares: the last ticket's monitored metric at the early stop; None if it was not measured."""
     tickets = [row for row in read_records(path) if row["arm"] == "ticket"] if monitor and path.exists() else []
-    return tickets[-1].get(early_stop_name(monitor)) if tickets and monitor else None
+    if not tickets or not monitor:
+        return None
+    apart = tickets[-1].get(EARLY_STOP + column(monitor))
+    return tickets[-1].get(early_stop_name(monitor)) if apart is None else apart
 
 
 class Curves:
@@ -77,10 +147,14 @@ class Curves:
         self.written: tuple[int, str] = (0, "")
         """How many rows the file holds, and their checksum."""
 
-    def add(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Add a row; `step` is the number of optimizer steps done, `epoch` the index of the running epoch."""
+    def add(self, step: int, epoch: int, metrics: Mapping[str, Any], beside: Mapping[str, float] | None = None) -> None:
+        """Add a row; `step` is the number of optimizer steps done, `epoch` the index of the running epoch.
+
+        What stands `beside` the metrics has columns of its own, which no metric has.
+        """
         if self.path is not None and metrics:
-            self.rows.append({"step": step, "epoch": epoch, **numbers(metrics)})
+            measured = {column(name): value for name, value in numbers(metrics).items()}
+            self.rows.append({"step": step, "epoch": epoch, **measured, **(beside or {})})
 
     def write(self) -> None:
         """Bring the file up to date."""

@@ -6,10 +6,12 @@ rewind point's prunable weights. Masks are applied afterwards, to weights and op
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from lt_lightning import changes
 from lt_lightning.changes import Change
@@ -92,14 +94,32 @@ def keep_weights(point: State, trained: State) -> State:
 
 
 def fine_tune(point: State, trained: State) -> State:
-    """Train on: trained weights and optimizer, the point's counters, and the learning rate held where it ended.
+    """Train on: trained weights and optimizer, the point's counters, and the learning rate of the last step held.
 
-    The round is as long as any other. An empty `lr_schedulers` tells the ticket to hold the learning rate.
+    It is the rate of the last step that was taken, not the one that a scheduler set after it: a cosine ends at 0. The
+    round is as long as any other. An empty `lr_schedulers` tells the ticket to hold the learning rate.
 
     Source: Han et al. 2015 (arXiv 1506.02626); as the baseline in Renda et al. 2020 (2003.02389), section 3.
     """
     weights = _weights(trained, averaged="averaging_state" in point)
-    return {**point, **weights, "optimizer_states": trained["optimizer_states"], "lr_schedulers": []}
+    states = _with_rates(trained["optimizer_states"], trained.get("learning_rates"))
+    return {**point, **weights, "optimizer_states": states, "lr_schedulers": []}
+
+
+def _with_rates(states: Sequence[State], rates: Sequence[Sequence[float | None]] | None) -> Sequence[State]:
+    """States of optimizers with other learning rates: for each optimizer those of its parameter groups."""
+    if rates is None:
+        return states
+    return [
+        {**state, "param_groups": [_with_rate(*pair) for pair in zip(state["param_groups"], own, strict=True)]}
+        for state, own in zip(states, rates, strict=True)
+    ]
+
+
+def _with_rate(group: State, rate: float | None) -> State:
+    if rate is None:
+        return group
+    return {**group, "lr": group["lr"].new_tensor(rate) if isinstance(group["lr"], Tensor) else rate}
 
 
 def redraw(point: State, trained: State) -> None:

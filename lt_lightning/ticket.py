@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.precision import DoublePrecision
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
@@ -19,9 +19,22 @@ from lt_lightning.controls import Ingredients
 from lt_lightning.disk import loading
 from lt_lightning.disk.rundir import TICKET, ArmDirectory
 from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
-from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, start, tuning
+from lt_lightning.fit import (
+    chunks,
+    epoch_metrics,
+    guard,
+    hooks,
+    learning_rates,
+    moments,
+    position,
+    pulse,
+    start,
+    tested,
+    tuning,
+)
 from lt_lightning.fit.enforcement import Enforcement
 from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.learning_rates import LearningRates
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density, plain_name
@@ -30,8 +43,8 @@ from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wa
 from lt_lightning.prunable import check_norms, find_prunable, ties
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
-from lt_lightning.seeding import random_state, set_random_state
-from lt_lightning.tightening import Settling, Tightening
+from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
+from lt_lightning.tightening import DISTANCE, Settling, Tightening
 from lt_lightning.twins import twins
 
 
@@ -68,7 +81,9 @@ class Ticket(Callback):
         self._tightening = Tightening(plan, self.round) if tightens else None
         watches = plan.early_bird is not None and self.round == 0 and arm == TICKET
         self._settling = Settling(plan) if watches else None
-        self._measured = Measurements(plan.monitor, plan.mode)
+        self._measured = Measurements(plan.monitor, plan.mode, str(plan.directory.path))
+        self._rates = LearningRates()
+        self._tested: list[str] = []
         self._tuning = tuning.Tuning()
         self._trained = False
         self._random_states: list[Any] = []
@@ -126,6 +141,11 @@ class Ticket(Callback):
         return str(self.files.early_stop) if self.files.early_stop.exists() else None
 
     @property
+    def monitor_found(self) -> str | None:
+        """The metric that monitor="auto" stands for; None: a name was given, or no validation loss was found."""
+        return self._measured.monitor_found
+
+    @property
     def curves_from_elsewhere(self) -> list[Mapping[str, Any]]:
         """The rows of `metrics.csv` that no logger of this run has seen, as its round 0 was trained in another run."""
         return read_curves(self.files.curves) if self.files.origin.exists() else []
@@ -143,6 +163,8 @@ class Ticket(Callback):
         end_at_exit()
         loading.adapt(trainer)
         pulse.add_to(trainer, self)
+        if stage == "test":
+            self._seed("test", trainer)  # before its loaders draw
         if stage != "fit":
             return
         self._require_agreement()
@@ -211,6 +233,7 @@ class Ticket(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
         self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
+        self._rates.load(checkpoint.get("learning_rates", []) if self._resuming else [])
         self._epoch_metrics = checkpoint.get("epoch_metrics", [])
         self._should_stop = checkpoint.get("should_stop", False)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -220,6 +243,7 @@ class Ticket(Callback):
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
         self._tuning.conclude(trainer, pl_module)
         self._measured.start_clock()
+        self._measured.keep_monitor(broadcast(self.plan.directory.monitor_found()))
         self._mask_module(pl_module)
 
     def _mask_module(self, pl_module: L.LightningModule) -> None:
@@ -256,7 +280,9 @@ class Ticket(Callback):
         self._trained = True
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
-            trainer.strategy.lr_scheduler_configs = []
+            learning_rates.hold(trainer)
+        if self.arm == TICKET:  # from which the next round may be fine-tuned
+            self._rates.begin(trainer)
         self._return_to_position(trainer)
         moments.after_start(trainer, partial(self._started, trainer, pl_module))
 
@@ -405,7 +431,7 @@ class Ticket(Callback):
             return
         distance = self._settling.end_epoch(trainer, self.masks)
         if distance is not None:
-            pl_module.log("mask_distance", distance, rank_zero_only=True)
+            pl_module.log(DISTANCE, distance, rank_zero_only=True)
         trainer.should_stop = trainer.should_stop or broadcast(self._settling.is_over)
 
     def on_train_epoch_ended(self, trainer: L.Trainer) -> None:
@@ -455,14 +481,20 @@ class Ticket(Callback):
             )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Mask what is tested, and note which weights the model holds: those of the end, or of a checkpoint."""
-        self._measured.load_weights(trainer)
-        self.show(pl_module)
+        """Mask what is tested, note which weights that is, and let the test draw the same numbers whenever it runs."""
+        self._look(trainer, pl_module)
+        self._seed("test", trainer)
+        fitted = self.fitted and pl_module is self._module
+        self._tested = tested.moments(trainer, pl_module, self.files, self._measured.loaded) if fitted else []
+
+    def _seed(self, purpose: str, trainer: L.Trainer) -> None:
+        """Make what is drawn from now on a function of the seed and the process."""
+        seed_all(derive(self.plan.seed_data, purpose, trainer.global_rank))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As `on_test_start`, if this is a validation of its own; in a fit all validate the same network."""
+        """Mask what is validated; within a fit, check that it was masked, and let all validate the same network."""
         if trainer.state.fn != "fit":
-            self.on_test_start(trainer, pl_module)
+            self._look(trainer, pl_module)
             return
         sharded.share_buffers(pl_module)
         if trainer.sanity_checking:
@@ -471,8 +503,12 @@ class Ticket(Callback):
             self._enforcement.require_zeros(trainer, "at a validation")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As `on_test_start`."""
-        self.on_test_start(trainer, pl_module)
+        """Mask what predicts."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measured.load_weights(trainer)
+        self.show(pl_module)
 
     def show(self, pl_module: L.LightningModule) -> None:
         """Mask a module that is validated, tested or asked for predictions, also before its fit."""
@@ -481,13 +517,18 @@ class Ticket(Callback):
         Enforcement({name: sharded.spread(masks[name], each) for name, each in found.items()}, found).mask_weights()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the tested metrics join the record, if the end or the early stop was tested."""
-        self._measured.test(trainer, str(self.files.final), self.early_stop_path)
+        """Let the tested metrics join the record, under a name that tells which weights were tested."""
+        self._measured.test(trainer, self._tested)
+        if not self._tested:
+            own = pl_module is self._module
+            rank_zero_warn(tested.not_recorded(self.name, trainer.ckpt_path, fitted=self.fitted, own=own))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers and of the Trainer's callback list, with sharded parameters as they were before."""
         self._release(trainer)
         sharded.reshard(pl_module)
+        if stage == "fit" and self.fitted:
+            self._seed("after the fit", trainer)  # the loop's body goes on alike after a fit that was interrupted
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Let go of the optimizers."""
@@ -498,6 +539,7 @@ class Ticket(Callback):
         chunks.release(trainer)
         self._execution.end()
         self._enforcement.release()
+        self._rates.release()
         ours = (_EpochEnd, _BeforeSearch)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ours)]  # type: ignore[attr-defined]
 
@@ -518,7 +560,9 @@ class Ticket(Callback):
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""
         self._enforcement.require_zeros(trainer, "before a save")
         self._enforcement.clear(trainer)
-        self._saving.complete(trainer, checkpoint)
+        if self._hold_learning_rate:
+            checkpoint["lr_schedulers"] = []  # for whoever continues from it
+        self._saving.complete(trainer, checkpoint, {"learning_rates": self._rates.state(trainer)})
 
     def state_dict(self) -> dict[str, Any]:
         """Random state, what finders found, time and what was measured so far."""

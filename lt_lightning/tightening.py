@@ -104,6 +104,10 @@ class Tightening:
         return {name: unpack(state["masks"][name], list(mask.shape)) for name, mask in masks.items()}
 
 
+DISTANCE = "mask_distance"
+"""The metric that early_bird logs."""
+
+
 class Settling:
     """The masks that would be drawn from round 0 after each of its epochs, and how far they moved.
 
@@ -126,7 +130,16 @@ class Settling:
             self._plan.criterion(evidence_now(self._plan, 1, masks, trainer))
 
     def end_epoch(self, trainer: L.Trainer, masks: Masks) -> float | None:
-        """How far the masks moved in this epoch; None after the first. Call on every process."""
+        """How far the masks moved in this epoch; None after the first. Call on every process.
+
+        Raises:
+            ValueError: if the module logs a metric of the name under which the distances are recorded.
+        """
+        if not self._distances and DISTANCE in trainer.callback_metrics:
+            raise ValueError(
+                f"the module logs {DISTANCE!r}, which is the column of what early_bird measures: log it under another "
+                "name, or leave early_bird out (prune=iterative)."
+            )
         drawn = choose_now(self._plan, 1, masks, self._plan.schedule(1), trainer)
         last = {name: unpack(self._last[name], list(mask.shape)) for name, mask in masks.items() if self._last}
         self._last = {name: pack(mask) for name, mask in drawn.items()}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_lightning.fit.early_stop import EarlyStop
+from lt_lightning.fit.monitor import validation_loss
 
 
 def after(values, mode="min"):
@@ -77,3 +78,43 @@ def test_a_monitor_that_was_not_logged_is_refused_with_what_was(ask):
         "Pass lottery(..., monitor=one of them), or monitor=None to go without an early stop; "
         "prune.monitor=... on the command line."
     )
+
+
+# The default monitor
+
+
+@pytest.mark.parametrize(
+    ("found", "others"),
+    [
+        ("val/loss", ["val_loss", "loss", "val/acc"]),
+        ("val_loss", ["valid_loss", "val_loss_epoch", "val_kl_loss"]),
+        ("valid_loss", ["ptl/val_loss", "train/loss"]),
+        ("validation_loss", ["elbo_validation", "kl_local_validation"]),
+        ("ValLoss", ["ValAcc", "losses"]),
+        ("Loss/val", ["Loss/train"]),
+        ("loss/eval", ["glossary/val"]),
+        ("val_loss_epoch", ["loss", "val_mse"]),
+        ("loss", ["val_box_loss", "acc", "train_loss"]),
+        ("model/val/loss", ["test_loss", "val_loss_step"]),
+        ("val_loss/dataloader_idx_0", ["val_loss/dataloader_idx_1", "val_loss/dataloader_idx_10"]),
+        ("val_kl_loss/dataloader_idx_2", ["val_kl_loss/dataloader_idx_10"]),
+        (None, ["val_box_loss", "val_class_loss"]),
+        (None, ["val_acc", "train/loss", "test_loss", "closs", "valloss"]),
+        (None, []),
+    ],
+)
+def test_the_validation_loss_is_found_by_its_name_in_any_order(found, others):
+    names = [*others, *([found] if found else [])]
+    assert validation_loss(names) == validation_loss(names[::-1]) == validation_loss(set(names)) == found
+
+
+def test_a_default_monitor_is_found_once_and_then_watched_where_it_is_logged():
+    stop = EarlyStop("auto")
+    logged = [{"val_acc": 0.1}, {"val_loss": 2.0}, {"val/loss": 0.5}, {}, {"val_loss": 1.0, "val/loss": 3.0}]
+    assert [stop.improve(step, metrics) for step, metrics in enumerate(logged)] == [False, True, False, False, True]
+    assert (stop.found, stop.step, stop.value) == ("val_loss", 4, 1.0)
+    resumed = EarlyStop("auto")
+    resumed.load_state_dict(json.loads(json.dumps(stop.state_dict())))
+    assert resumed == stop
+    assert not resumed.improve(5, {"val_loss": 1.5, "val/loss": 0.0})
+    stop.require({})

@@ -99,7 +99,7 @@ def test_the_stored_configuration_is_the_arguments_in_plain_values(tmp_path):
             "rewind_step": "2 epochs",
             "controls": ["reinit", "random_mask"],
             "prunable": "lt_lightning.layers.layer_weights",
-            "monitor": "val/loss",
+            "monitor": "auto",
             "mode": "min",
             "seed": 0,
             "dense": True,

@@ -109,6 +109,16 @@ def test_rounds_of_an_earlier_start_come_first(tmp_path: Path) -> None:
     ]
 
 
+def test_the_monitor_that_was_found_is_named_at_the_end(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).arm(0).mark_done(make_ticket(0).record, "val_loss")
+    console = on_paper()
+    with Progress(tmp_path, 1, console) as shown:
+        shown.done(tmp_path / "records.csv")
+
+    expected = ["", "monitor  val_loss, which decides the early stop", f"records  {tmp_path}/records.csv"]
+    assert printed(console)[-3:] == expected
+
+
 @pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_steps": 6}])
 def test_without_a_terminal_only_rows_are_printed(
     tmp_path: Path, limit: dict[str, int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 from lt_lightning.disk.atomic import write_text
 from lt_lightning.records import (
+    BEST_CHECKPOINT,
     COLUMNS,
+    EARLY_STOP,
     Curves,
     are_curves_whole,
+    beside,
+    column,
+    columns_at,
     early_stop_name,
     numbers,
     objective,
@@ -78,6 +83,32 @@ def test_records_that_do_not_exist_cannot_be_read(tmp_path):
 
 def test_a_metric_at_the_early_stop_has_a_name_without_slashes():
     assert early_stop_name("a/b/c_d") == "early_stop_a_b_c_d"
+
+
+parts = st.sampled_from([*COLUMNS, "epoch", "run", "logged", "test", "early_stop_", "best_checkpoint_", "val", "acc"])
+metric_names = st.lists(parts, min_size=1, max_size=3).flatmap(
+    lambda words: st.sampled_from(["/", "_", ""]).map(lambda between: between.join(words))
+)
+
+
+@given(st.lists(metric_names, unique=True, max_size=8), st.lists(metric_names, unique=True, max_size=8))
+@settings(deadline=None, max_examples=200)
+def test_every_metric_has_a_column_of_its_own(logged, tested):
+    at_end = [column(name) for name in logged]
+    stop, best = columns_at(EARLY_STOP, logged), columns_at(BEST_CHECKPOINT, logged)
+    columns = [*COLUMNS, "epoch", "step", "run", *at_end, *stop.values(), *best.values()]
+    assert len(set(columns)) == len(columns)
+    assert list(stop) == list(best) == logged
+    both = beside({name: n for n, name in enumerate(tested)}, logged)
+    assert sorted(both.values()) == list(range(len(tested)))
+    assert not set(both) & set(logged)
+
+
+@pytest.mark.parametrize("name", ["step", "epoch", "round", "density", "seed", "arm", "steps", "seconds", "run"])
+def test_the_name_of_a_column_of_ours_is_no_metrics(name):
+    assert column(name) == f"logged/{name}"
+    assert early_stop_name(name) == f"early_stop_logged_{name}"
+    assert column(f"val/{name}") == f"val/{name}"
 
 
 def test_metrics_become_plain_floats():
@@ -159,6 +190,21 @@ def test_curves_are_whole_if_the_rows_that_a_checkpoint_knows_are(tmp_path):
     assert not are_curves_whole(path, count, checksum)
     path.write_bytes(b"\xff")
     assert not are_curves_whole(path, count, checksum)
+
+
+def test_what_stands_beside_the_metrics_is_not_replaced(tmp_path):
+    curves = Curves(tmp_path / "metrics.csv")
+    curves.add(2, 0, {"density": 7, "step": 8, "epoch": 9}, {"density": 0.5})
+    curves.write()
+    expected = {"step": 2, "epoch": 0, "logged/density": 7.0, "logged/step": 8.0, "logged/epoch": 9.0, "density": 0.5}
+    assert read_records(tmp_path / "metrics.csv") == [expected]
+
+
+def test_a_search_finds_a_monitor_whose_name_needs_its_slashes(tmp_path):
+    path = tmp_path / "records.csv"
+    names = columns_at(EARLY_STOP, ["val/acc", "val_acc", "step"])
+    write_records(path, [{"arm": "ticket", **{names[name]: n for n, name in enumerate(names)}}])
+    assert [objective(path, name) for name in names] == [0, 1, 2]
 
 
 def test_a_search_compares_the_last_ticket_at_its_early_stop(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_lightning.disk.atomic import write_bytes
-from lt_lightning.records import COLUMNS, Record, read_records
+from lt_lightning.records import BEST_CHECKPOINT, COLUMNS, EARLY_STOP, Record, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,12 +108,14 @@ def metric(rows: Sequence[Record]) -> str | None:
 
     >>> metric([{"round": 0, "val/loss": 0.2, "val/acc": 0.9, "test/acc": None}])
     'val/acc'
+    >>> metric([{"round": 0, "best_checkpoint_test_acc": 0.9, "early_stop_val_acc": 0.9, "val/loss": 0.2}])
+    'val/loss'
     """
     measured = [
         column
         for column in dict.fromkeys(key for row in rows for key in row)
         if column not in COLUMNS
-        and not column.startswith("early_stop_")
+        and not column.startswith((EARLY_STOP, BEST_CHECKPOINT))
         and any(math.isfinite(_number(row.get(column))) for row in rows)
     ]
     accuracies = [column for column in measured if column.endswith(("acc", "accuracy"))]

@@ -77,8 +77,11 @@ class Progress:
         self._print(self._line(ticket.record))
 
     def done(self, records: str | os.PathLike[str], *reports: str | os.PathLike[str]) -> None:
-        """Say where the results lie."""
-        self._print("\n".join([f"\nrecords  {Path(records)}", *(f"report   {Path(each)}" for each in reports)]))
+        """Say what the early stop was decided by, if that was found, and where the results lie."""
+        found = self.runs[0].monitor_found()
+        told = [f"monitor  {found}, which decides the early stop"] if found else []
+        told += [f"records  {Path(records)}", *(f"report   {Path(each)}" for each in reports)]
+        self._print("\n" + "\n".join(told))
 
     def __enter__(self) -> Self:
         earlier = [record for run in self.runs for record in run.finished()]

@@ -103,9 +103,21 @@ class RunDirectory:
 
     def finished(self) -> list[dict[str, Any]]:
         """The records of all finished fits, by round, the ticket before its controls; damaged ones are left out."""
+        return [marker["record"] for marker in self._markers()]
+
+    def monitor_found(self) -> str | None:
+        """The metric that monitor="auto" stands for, as the first fit with a validation loss found it."""
+        return next((found for marker in self._markers() if (found := marker.get("monitor")) is not None), None)
+
+    def _markers(self) -> list[dict[str, Any]]:
         arms = [ArmDirectory(p.parent) for glob in ("round-*/done", "round-*/*/done") for p in self.path.glob(glob)]
-        rows = [arm.read_done()["record"] for arm in arms if arm.is_done_whole()]
-        return sorted(rows, key=lambda row: (row["round"], row["arm"] != TICKET, row["arm"]))
+        markers = [arm.read_done() for arm in arms if arm.is_done_whole()]
+
+        def place(marker: dict[str, Any]) -> tuple[int, bool, str]:
+            row = marker["record"]
+            return row["round"], row["arm"] != TICKET, row["arm"]
+
+        return sorted(markers, key=place)
 
     def link_rewind_point(self, point: Path) -> None:
         """Point `rewind.ckpt` at one of the points, at once."""
@@ -139,13 +151,14 @@ class ArmDirectory:
         self.sparse = path / "sparse.json"
         self.next = path / NEXT
 
-    def mark_done(self, record: Mapping[str, Any]) -> None:
-        """Write the marker: the record, the checksum of the curves, and one of the marker itself."""
+    def mark_done(self, record: Mapping[str, Any], monitor: str | None = None) -> None:
+        """Write the marker: the record, what monitor="auto" found, checksums of the curves and of the marker itself."""
         curves = digest(self.curves.read_bytes()) if self.curves.exists() else None
-        write_text(self.done, to_json({"record": record, "metrics.csv": curves}))
+        found = {} if monitor is None else {"monitor": monitor}
+        write_text(self.done, to_json({"record": record, "metrics.csv": curves, **found}))
 
     def read_done(self) -> dict[str, Any]:
-        """What the marker holds: `record`, and under `metrics.csv` the checksum of the curves."""
+        """What the marker holds: `record`, under `metrics.csv` the checksum of the curves, and `monitor` if found."""
         return json.loads(self.done.read_text("utf-8"))
 
     def is_done_whole(self) -> bool:

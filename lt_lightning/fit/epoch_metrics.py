@@ -18,6 +18,32 @@ State = dict[str, Any]
 _GATHERED = ("value", "cumulated_batch_size")
 
 
+def logged(trainer: L.Trainer, kind: str = "log") -> dict[str, Tensor]:
+    """What was just logged, of every validation loader; where there are several, Lightning shows one at a time.
+
+    Args:
+        trainer: in the hook of a step, or at the end of a validation or an epoch.
+        kind: "log": for loggers; "callback": for callbacks, such as an early stop.
+    """
+    results: Any = trainer._results
+    shown = results.dataloader_idx
+    loaders = {each.meta.dataloader_idx for each in results.values()} - {shown, None}
+    found: dict[str, Tensor] = {}
+    try:
+        for results.dataloader_idx in (shown, *sorted(loaders)):
+            found |= trainer._logger_connector.metrics[kind]  # type: ignore[literal-required]
+    finally:
+        results.dataloader_idx = shown
+    return found
+
+
+def validated_names(trainer: L.Trainer) -> set[str]:
+    """The names of what a validation logged, of every loader; nothing is computed, which two batches may not allow."""
+    results: Any = trainer._results
+    metrics = [each for each in results.values() if each.meta.on_epoch and not each.has_reset]
+    return {name for each in metrics for name in results._forked_name(each, on_step=False)}
+
+
 def state(trainer: L.Trainer, in_epoch: bool) -> State:
     """What this process has gathered so far; between epochs, only the last values are of use."""
     logged = {key: metric for key, metric in _logged(trainer).items() if in_epoch and _counts(metric)}

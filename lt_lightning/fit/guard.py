@@ -10,12 +10,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_lightning import strategies
 
 
 class Guard(Callback):
-    """Refuse a fit by a Trainer that does not have the ticket, and mask what such a Trainer tests.
+    """Refuse a fit by a Trainer that does not have the ticket; mask what such a Trainer tests, and notice the test.
 
     Args:
         ticket: the callback that has to be there, with a `name` and `show`.
@@ -25,7 +26,12 @@ class Guard(Callback):
         self._ticket = ticket
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raise a RuntimeError that names the line to change."""
+        """Raise a RuntimeError that names the line to change; of a test, warn that it is not recorded."""
+        if stage == "test" and self._ticket not in trainer.callbacks:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{self._ticket.name}: this test is not recorded, as its Trainer does not have the ticket: test with "
+                "the Trainer of the fit, or with L.Trainer(..., callbacks=[ticket])."
+            )
         if stage == "fit" and self._ticket not in trainer.callbacks:  # type: ignore[attr-defined]
             raise RuntimeError(
                 f"this Trainer does not have the ticket of {self._ticket.name} among its callbacks, so nothing would "

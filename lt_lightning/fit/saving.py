@@ -4,7 +4,7 @@ Everything is saved when all that belongs to a batch or an epoch is behind it (s
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,12 @@ class Saving:
             rank_zero_info(f"interrupted: {self._files.last} is saved, and the same program goes on from there")
         self._interruption.obey()
 
-    def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Complete the checkpoints that are saved here; those of others are left alone."""
+    def complete(self, trainer: L.Trainer, checkpoint: dict[str, Any], more: Mapping[str, Any]) -> None:
+        """Complete the checkpoints that are saved here, with `more` too; those of others are left alone."""
         if self._trim is None:
             return
         if not self.saves_weights:
+            checkpoint.update(more)
             checkpoint["should_stop"] = trainer.should_stop
             checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
         if self._counters:

@@ -261,7 +261,7 @@ function againstDensity(state) {
     }));
     told.unshift(`${name}: ${digits(scale * level)}`);
   }
-  const where = metric.startsWith("early_stop") ? "" : metric === "steps" || metric === "seconds" ? "" : " at the end";
+  const where = /^(early_stop|best_checkpoint)_/.test(metric) ? "" : metric === "steps" || metric === "seconds" ? "" : " at the end";
   const title = metric === "early_stop_step" ? "early stop (step)" : `${metric}${where}${unitOf(metric)}`;
   return {
     traces, caption: "", told: `Lines of ${title} against the share of weights kept. ${told.join("; ")}.`,
