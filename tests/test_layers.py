@@ -48,7 +48,7 @@ FLOORS = (
         "fit.enforcement",
     },
     {"prunable", "at_init", "fit.chunks", "sparse"},
-    {"records"},
+    {"records", "fit.monitor", "fit.learning_rates"},
     {"stopping"},
     {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
     {
@@ -63,6 +63,7 @@ FLOORS = (
         "exchange.export",
         "exchange.publish",
     },
+    {"fit.tested"},
     {"fit.measurements", "fit.saving", "sharing", "tightening"},
     {"ticket"},
     {"lottery"},

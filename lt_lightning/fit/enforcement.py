@@ -118,7 +118,7 @@ class Enforcement:
         """
         self._note_trained(trainer)
         for each in self._held.values():
-            if not each.is_harmless() and (leak := each.leak()) != 0:
+            if not each.is_harmless() and (leak := each.leak()) > 0:
                 raise RuntimeError(_leaked(each.name, leak, moment))
             each.was_called = False
         self.mask_weights()
@@ -230,7 +230,7 @@ class _Held:
         return self.is_watched and (not self.is_trained or (self.was_called and self.was_written()))
 
     def leak(self) -> float:
-        """The largest absolute value of a pruned weight."""
+        """The largest absolute value of a pruned weight; NaN, where training diverged, as the kept ones tell."""
         part = local(self.parameter)
         if self.bits.dtype == torch.bool:
             return float(part.masked_fill(~self.bits, 0).abs().max()) if part.numel() else 0.0
@@ -275,7 +275,7 @@ class _Look:
         if each.was_written():
             each.mask()
         elif (leak := each.leak()) != 0:
-            if each.is_trained:
+            if each.is_trained and leak > 0:
                 raise RuntimeError(_leaked(each.name, leak, "in a forward pass"))
             each.mask()
 
