@@ -7,6 +7,8 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lt_lightning.twins import twins
+
 START, END = "on_train_batch_start", "on_train_batch_end"
 WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
@@ -19,6 +21,16 @@ def hooked(module: Any, callbacks: Iterable[Any]) -> set[str]:
     """
     parents = [(module, LightningModule), *((each, Callback) for each in callbacks)]
     return {name for name in (START, END, *WITHIN) if any(is_overridden(name, *each) for each in parents)}
+
+
+def overrides(module: Any, *names: str) -> bool:
+    """Whether the class of a module has any of these hooks of its own.
+
+    >>> overrides(LightningModule(), "setup")
+    False
+    """
+    classes = twins(LightningModule)
+    return any(getattr(type(module), name) not in [getattr(each, name) for each in classes] for name in names)
 
 
 def leave_out_empty(callback: Any) -> None:
