@@ -19,7 +19,9 @@ Model = nn.Module | Callable[[], nn.Module]
 """A function that makes a fresh LightningModule, or a LightningModule; `torch.compile` may be around it."""
 
 _BEGINNING = ("on_fit_start", "on_train_start")
-"""Hooks at the start of a fit, in which a module may draw weights too."""
+
+HOOKS = (*lazy.MAKING, *_BEGINNING)
+"""Hooks in which a module may draw weights before it is trained, in the order in which a Trainer calls them."""
 
 
 class Made(NamedTuple):

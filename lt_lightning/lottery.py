@@ -187,6 +187,7 @@ def lottery(
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
+    unchanged.check_controls(plan)
     unchanged.check_redrawn(plan, model)
     _warn_of_repeats(plan)
     if dry_run:

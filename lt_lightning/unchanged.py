@@ -12,18 +12,20 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lt_lightning.controls import Ingredients, reinit
+from lt_lightning.controls import Ingredients, random_mask, random_mask_globally, reinit, step_of
 from lt_lightning.disk.rundir import Checkpoint, model_state
+from lt_lightning.fit.hooks import overrides
 from lt_lightning.fit.lazy import is_made_late
-from lt_lightning.fresh import Made, Model, make
-from lt_lightning.masks import Masks, Weights, few, plain_name
+from lt_lightning.fresh import HOOKS, Made, Model, make
+from lt_lightning.masks import Density, Masks, Weights, few, plain_name
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.prunable import find_prunable, weights_of
-from lt_lightning.rewinds import redraw
+from lt_lightning.rewinds import RewindStep, redraw, to_point
 from lt_lightning.seeding import derive
 from lt_lightning.sharded import any_sharded
 from lt_lightning.ticket import unwrap_compiled
 
+_OUT = "Leave it out, or choose another one (prune.controls)."
 _DRAWS = "let it draw weights from torch's global generator, which is seeded before each call"
 
 
@@ -33,6 +35,27 @@ def redrawing(plan: Plan) -> dict[str, int]:
     functions: list[Callable[..., Any]] = [plan.rewind, *plan.controls]
     named = {control_name(each): kinds.get(unwrap(each)) for each in functions}
     return {name: derive(plan.seed, kind, 1) for name, kind in named.items() if kind and plan.rounds > 0}
+
+
+def check_controls(plan: Plan) -> None:
+    """Raise a ValueError for a control of ours of which it is known at once that it changes nothing."""
+    same = RewindStep(0) if plan.rewind_step.count == 0 else plan.rewind_step
+    for control in plan.controls:
+        name, step = control_name(control), step_of(control)
+        if step is not None and RewindStep(step) == same and plan.rewind is to_point:
+            raise ValueError(
+                f"the control {name} changes nothing: the ticket starts there (rewind_step={same}). {_OUT}"
+            )
+        full = [round for round in range(1, plan.rounds + 1) if _keeps_all(plan.schedule(round))]
+        if control in (random_mask, random_mask_globally) and full:
+            raise ValueError(
+                f"the control {name} changes nothing in round {full[0]}, whose masks keep every weight: choose a lower "
+                f"density there (prune.schedule). {_OUT}"
+            )
+
+
+def _keeps_all(density: Density) -> bool:
+    return set(density.values() if isinstance(density, Mapping) else [density]) == {1.0}
 
 
 def check_redrawn(plan: Plan, model: Model) -> None:
@@ -56,25 +79,38 @@ def _prunable_so_far(plan: Plan, module: L.LightningModule) -> Weights:
 
 
 def check_redrawn_late(plan: Plan, model: Model, masks: Masks, trainer: L.Trainer) -> None:
-    """As `check_redrawn`, of layers that the Trainer has let the module make. Call in `on_fit_start` of round 0."""
-    if not is_made_late(trainer.lightning_module) or any_sharded(masks):
+    """As `check_redrawn`, of weights that come from hooks. Call at the start of round 0, before they are trained.
+
+    The model is made again with as few hooks as give it the weights that it has; hooks that only load data are left
+    alone. Weights that something else has written are compared when they are drawn anew.
+    """
+    if any_sharded(masks) or not overrides(trainer.lightning_module, *HOOKS):
         return
     weights = weights_of(trainer.lightning_module, masks)
-    if _are_made_at_once(plan, model, weights):
-        return
     for who, seed in list(redrawing(plan).items())[:1]:
-        other = make(model, seed)
-        module = unwrap_compiled(other.model)
-        module.trainer = trainer
-        module.setup("fit")
-        module.configure_model()
-        _compare(plan, who, other, weights)
+        count = _hooks_needed(plan, model, weights, trainer)
+        if count:
+            _compare(plan, who, Made(*_set_up(model, seed, trainer, count)), weights)
 
 
-def _are_made_at_once(plan: Plan, model: Model, weights: Weights) -> bool:
-    """Whether a model has these weights before a Trainer sets it up, so that they have been compared."""
-    again = weights_of(unwrap_compiled(make(model, derive(plan.seed_init, "init")).model), weights)
-    return len(again) == len(weights) and all(_equal(weights[name], each, None) for name, each in again.items())
+def _hooks_needed(plan: Plan, model: Model, weights: Weights, trainer: L.Trainer) -> int | None:
+    """How many hooks a fresh model needs to have these weights; None: they are not its own."""
+    for count in range(len(HOOKS) + 1):
+        module, _ = _set_up(model, derive(plan.seed_init, "init"), trainer, count)
+        first = weights_of(module, weights)
+        if len(first) == len(weights) and all(_equal(weights[name], each, None) for name, each in first.items()):
+            return count
+    return None
+
+
+def _set_up(model: Model, seed: int, trainer: L.Trainer, count: int) -> tuple[Any, bool]:
+    """A fresh module whose first hooks were called as a Trainer does, and whether the model seeds itself."""
+    made = make(model, seed)
+    module: Any = unwrap_compiled(made.model)
+    module.trainer = trainer
+    for name in HOOKS[:count]:
+        getattr(module, name)(*(["fit"] if name == "setup" else []))
+    return module, made.seeds_itself
 
 
 def _compare(plan: Plan, who: str, other: Made, weights: Weights) -> None:
@@ -115,9 +151,10 @@ def check_seed(plan: Plan, model: Model, made: Made) -> None:
     module = unwrap_compiled(made.model)
     other = unwrap_compiled(make(model, derive(plan.seed_init + 1, "init")).model)
     weights = {name: each for name, each in module.named_parameters() if not _is_constant(each)}
+    name = "seed" if plan.seed_init == plan.seed else "seed_init"
     if weights and len(unchanged(weights, weights_of(other, weights))) == len(weights):
         raise ValueError(
-            f"seed={plan.seed_init} does not reach the weights: make_model seeds the random numbers itself "
+            f"{name}={plan.seed_init} does not reach the weights: make_model seeds the random numbers itself "
             "(seed_everything, torch.manual_seed), so they are the same under every seed. Take that out of make_model; "
             "where a class does so, pass it torch.initial_seed() % 2**32; or choose another order of the data alone: "
             f"seed_data={plan.seed_init} (prune.seed_data)."
@@ -131,7 +168,7 @@ def check_control(arm: str, control: Ingredients, ticket: Ingredients) -> None:
     if same_weights and _same_masks(control.masks, ticket.masks):
         raise ValueError(
             f"the control {arm} changes nothing in round {ticket.round}: it has the masks of the ticket and starts "
-            f"where it does. Leave it out, or choose another value (prune.controls)."
+            f"where it does. {_OUT}"
         )
 
 
@@ -140,10 +177,7 @@ def check_start(arm: str, before: Mapping[str, Any], after: Mapping[str, Any], m
     names = {plain_name(name): name for name in before}
     pairs = {name: (before[names[name]], after[names[name]]) for name in masks}
     if all(_equal(one, other, masks[name]) for name, (one, other) in pairs.items()):
-        raise ValueError(
-            f"the control {arm} changes nothing: every kept weight is what it is in the ticket. Leave it out, or "
-            "choose another value (prune.controls)."
-        )
+        raise ValueError(f"the control {arm} changes nothing: every kept weight is what it is in the ticket. {_OUT}")
 
 
 def check_fresh(plan: Plan, arm: str, ingredients: Ingredients, model: Model, module: nn.Module) -> None:

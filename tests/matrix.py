@@ -434,6 +434,7 @@ class Row:
         folder: of the run directory in which the files are.
         stop: (epoch, batch) at which a fit is interrupted; None: it cannot go on.
         telling: whether it is interrupted by default too, not only among the slow tests.
+        seldom: whether it is trained among the slow tests alone.
         needs: a device that the row cannot do without.
     """
 
@@ -449,6 +450,7 @@ class Row:
     folder: str = ""
     stop: tuple[int, int] | None = (1, 1)
     telling: bool = False
+    seldom: bool = False
     needs: str = ""
 
 
@@ -467,28 +469,28 @@ ROWS = {
     "gan": Row(Gan, telling=True),
     "parameter groups": Row(lambda: Plain(groups), {"gradient_clip_val": 0.1}),
     "frozen parameters": Row(Frozen),
-    "frozen at the end": Row(FrozenAtTheEnd, telling=True),
-    "frozen in epoch 1": Row(FrozenOnTheWay, stop=(2, 1), telling=True),
-    "frozen in epoch 1, rewound after it": Row(FrozenOnTheWay, rewind_step=7, stop=(2, 1)),
-    "thawed by itself": Row(ThawedByItself, stop=(1, 1)),
-    "thawed by itself, rewound after it": Row(ThawedByItself, rewind_step=7, stop=(2, 1)),
-    "discriminator frozen by hand": Row(ByHand, telling=True),
-    "built in setup": Row(BuiltInSetup, build=lambda module: module.setup("fit"), telling=True),
-    "half built in setup": Row(HalfBuiltInSetup, build=lambda module: module.setup("fit")),
-    "built when configured": Row(BuiltWhenConfigured, build=lambda module: module.configure_model()),
-    "finetuning": Row(Backboned, make_callbacks=lambda: [Thaw()]),
+    "frozen at the end": Row(FrozenAtTheEnd),
+    "frozen in epoch 1": Row(FrozenOnTheWay, stop=(2, 1), telling=True, seldom=True),
+    "frozen in epoch 1, rewound after it": Row(FrozenOnTheWay, rewind_step=7, stop=(2, 1), seldom=True),
+    "thawed by itself": Row(ThawedByItself, seldom=True),
+    "thawed by itself, rewound after it": Row(ThawedByItself, rewind_step=7, stop=(2, 1), seldom=True),
+    "discriminator frozen by hand": Row(ByHand),
+    "built in setup": Row(BuiltInSetup, build=lambda module: module.setup("fit")),
+    "half built in setup": Row(HalfBuiltInSetup, build=lambda module: module.setup("fit"), seldom=True),
+    "built when configured": Row(BuiltWhenConfigured, build=lambda module: module.configure_model(), seldom=True),
+    "finetuning": Row(Backboned, make_callbacks=lambda: [Thaw()], seldom=True),
     "finetuning, rewound after the thaw": Row(
         Backboned, make_callbacks=lambda: [Thaw()], rewind_step=7, stop=(2, 1), telling=True
     ),
     "backbone finetuning": Row(
-        Backboned, {"max_epochs": 4}, make_callbacks=lambda: [BackboneFinetuning(1)], rewind_step=7, stop=(2, 1)
+        Backboned, OFTEN, make_callbacks=lambda: [BackboneFinetuning(1)], rewind_step=7, stop=(2, 1), seldom=True
     ),
     "backbone finetuning from step 0": Row(
-        Backboned, {"max_epochs": 4}, make_callbacks=lambda: [BackboneFinetuning(2)], stop=(3, 1)
+        Backboned, {"max_epochs": 4}, make_callbacks=lambda: [BackboneFinetuning(2)], stop=(3, 1), seldom=True
     ),
-    "no optimizer": Row(WithoutOptimizer, telling=True),
-    "lookahead": Row(lookahead(Lookahead), telling=True),
-    "lookahead of torch": Row(lookahead(LookaheadOfTorch, scheduled=True)),
+    "no optimizer": Row(WithoutOptimizer),
+    "lookahead": Row(lookahead(Lookahead), seldom=True),
+    "lookahead of torch": Row(lookahead(LookaheadOfTorch, scheduled=True), seldom=True),
     "lookahead with hooks": Row(lookahead(LookaheadWithHooks, scheduled=True), rewind_step=7, stop=(2, 1)),
     "sgd": Row(optimizer(O.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)),
     "adamw": Row(optimizer(O.AdamW, lr=0.02, foreach=False)),
