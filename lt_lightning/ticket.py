@@ -86,6 +86,7 @@ class Ticket(Callback):
         self._masks: Any = ingredients.masks
         self._check_drawn = check_drawn
         self._standing: frozen.Standing | None = None
+        self._groups: list[int] = []
         self._density: float | None = None
         self._enforcement = Enforcement({}, {})
         tightens = plan.gradual is not None and self.round > 0 and arm == TICKET
@@ -260,6 +261,7 @@ class Ticket(Callback):
         self._tuning.conclude(trainer, pl_module)
         self._measured.start_clock()
         hookable.make_hookable(trainer.optimizers)
+        self._groups = [len(each.param_groups) for each in trainer.optimizers]
         if self._standing:
             self._standing.add_groups(trainer, pl_module)
         self._hold(pl_module)
@@ -555,7 +557,7 @@ class Ticket(Callback):
             return {}
         measured = self._measured.state_dict()
         state = {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
-        state["standing"] = frozen.standing(self._module)
+        state["standing"] = frozen.standing(self._module, self._groups)
         state |= {"masks": self._tightening.state_dict(self.masks)} if self._tightening else {}
         return state | ({"settling": self._settling.state_dict()} if self._settling else {})
 

@@ -5,7 +5,7 @@ how the module was made, before any callback's `setup`, and on what its own `set
 checkpoint holds no `requires_grad`, so the ticket saves what is switched off, and a restart switches it off again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class Standing:
 
     Args:
         off: the names of what is switched off.
-        groups: of each optimizer, the names of the parameters in each of its groups; empty if each has one group.
+        groups: of each optimizer, the names of the parameters in each of its groups; empty if none was added.
     """
 
     off: list[str]
@@ -73,13 +73,14 @@ class Standing:
                 optimizer.add_param_group({"params": [held[name] for name in names]})
 
 
-def standing(module: L.LightningModule) -> dict[str, Any]:
-    """What `Standing` is made of, now."""
-    names = {parameter: plain_name(name) for name, parameter in module.named_parameters()}
+def standing(module: L.LightningModule, counts: Sequence[int]) -> dict[str, Any]:
+    """What `Standing` is made of, now; the counts are those of groups when the optimizers were made."""
     optimizers: Any = module.trainer.optimizers
-    several = any(len(each.param_groups) > 1 for each in optimizers)
-    groups = [[[names.get(p, "") for p in group["params"]] for group in o.param_groups] for o in optimizers]
-    return {"off": switched_off(module), "groups": groups if several else []}
+    if [len(each.param_groups) for each in optimizers] == list(counts):
+        return {"off": switched_off(module), "groups": []}
+    names = {parameter: plain_name(name) for name, parameter in module.named_parameters()}
+    groups = [[[names[p] for p in group["params"]] for group in each.param_groups] for each in optimizers]
+    return {"off": switched_off(module), "groups": groups}
 
 
 def note(module: nn.Module) -> None:
