@@ -12,6 +12,7 @@ from torch import nn
 from lt_lightning.fit import frozen, lazy
 from lt_lightning.fit.hooks import overrides
 from lt_lightning.seeding import seeded
+from lt_lightning.sharded import local
 from lt_lightning.ticket import unwrap_compiled
 from lt_lightning.twins import twins
 
@@ -85,7 +86,7 @@ def _under_seed(module: nn.Module, name: str, seed: int, *arguments: Any, **opti
 def _begin(module: Any, name: str, seed: int) -> None:
     """The same at the start of a fit; one from a checkpoint keeps what was loaded, in which such weights are too."""
     path = module.trainer.ckpt_path
-    loaded = [(each, each.detach().clone()) for each in module.parameters()] if path else []
+    loaded = [(local(each), local(each).detach().clone()) for each in module.parameters()] if path else []
     with seeded(seed):
         getattr(type(module), name)(module)
     written = [(each, before) for each, before in loaded if not torch.equal(each, before)]
