@@ -126,6 +126,7 @@ def _at_start(evidence: Evidence, why: str) -> tuple[Any, dict[str, Tensor]]:
     with torch.no_grad():
         for name, weight in weights.items():
             weight.mul_(evidence.masks[name].to(weight.device))
+            weight.requires_grad_()  # the fit may have ended with it frozen
     return module, weights
 
 

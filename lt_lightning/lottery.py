@@ -4,17 +4,16 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import preview, pruning, sharing
+from lt_lightning import preview, pruning, sharing, unchanged
 from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
@@ -23,8 +22,9 @@ from lt_lightning.disk.configuration import check, claim
 from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
-from lt_lightning.fit import chunks, lazy
+from lt_lightning.fit import chunks
 from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fresh import Model, fresh_module, make
 from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
@@ -35,14 +35,10 @@ from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
 from lt_lightning.schedules import Schedule, geometric, one_shot
 from lt_lightning.scopes import Scope, globally
-from lt_lightning.seeding import derive, seed_all, seeded
+from lt_lightning.seeding import derive, seed_all
 from lt_lightning.sparse import Sparse, checked
 from lt_lightning.stopping import StopWhen
-from lt_lightning.ticket import Ticket, unwrap_compiled
-from lt_lightning.twins import twins
-
-Model = nn.Module | Callable[[], nn.Module]
-"""A function that makes a fresh LightningModule, or a LightningModule; `torch.compile` may be around it."""
+from lt_lightning.ticket import CheckDrawn, Ticket, unwrap_compiled
 
 
 def lottery(
@@ -193,6 +189,8 @@ def lottery(
     ).checked()
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
+    unchanged.check_controls(plan)
+    unchanged.check_redrawn(plan, model)
     _warn_of_repeats(plan)
     if dry_run:
         return _show(plan, model)
@@ -376,17 +374,33 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     # Round 0 may begin again from its own first checkpoint, which also holds where the model is an instance.
     candidates = [plan.directory.arm(round, arm).last, *([plan.directory.point(0)] if round == 0 else [])]
     resume = broadcast(next((path for path in candidates if path.exists()), None))
+    if control and not broadcast(plan.directory.arm(round, arm).ticket.exists()):
+        resume = None  # what it starts from may have to be drawn again
     ingredients = ticket = _ingredients(plan, round)
     if plan.gradual and round > 0 and not control:
         before = ticketfile.read(plan.directory.arm(round - 1).ticket)
         ingredients = replace(ticket, masks=before.masks)  # once it is done, its own ticket holds those of its end
     if control:
-        ingredients = _write_own_start(plan, arm, control(ticket), ticket)
-    module = fresh_module(model, ingredients.init_seed)
-    if control and is_writer():
-        _write_control(plan, arm, ingredients, module)
+        made_of = control(replace(ticket, masks=deepcopy(ticket.masks)))  # it may write into the masks it is given
+        unchanged.check_control(arm, made_of, ticket)
+        ingredients = _write_own_start(plan, arm, made_of, ticket)
+    made = make(model, ingredients.init_seed)
+    if round == 0:
+        unchanged.check_seed(plan, model, made)
+    check_drawn = _check_of_drawn(plan, model, arm, ingredients)
+    if round > 0 and ingredients.start is None:
+        unchanged.check_fresh(plan, arm, ingredients, model, made.model)
+    if control and is_writer() and resume is None:
+        _write_control(plan, arm, ingredients, made.model)
     seed_all(derive(plan.seed_data, "body"))  # what the loop's body draws, such as a split, is alike in all fits
-    return Ticket(plan, arm, ingredients, module, resume)
+    return Ticket(plan, arm, ingredients, made.model, resume, check_drawn)
+
+
+def _check_of_drawn(plan: Plan, model: Model, arm: str, ingredients: Ingredients) -> CheckDrawn:
+    """What looks at the weights that a fit begins with, when all hooks that may draw some have been called."""
+    if ingredients.round == 0:
+        return partial(unchanged.check_redrawn_late, plan, model)
+    return partial(unchanged.check_drawn_late, plan, arm, ingredients.init_seed)
 
 
 def _ingredients(plan: Plan, round: int) -> Ingredients:
@@ -425,6 +439,8 @@ def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredi
         files.path.mkdir(parents=True, exist_ok=True)
         change = control.change
         changed = pruning.changed(plan, start, change, control.round, control.masks) if change else start
+        if change:
+            unchanged.check_start(arm, model_state(start), changed["state_dict"], control.masks)
         checkpoints.write(changed, files.start)
     return replace(control, start=str(files.start), change=None)
 
@@ -442,27 +458,6 @@ def _write_control(plan: Plan, arm: str, ingredients: Ingredients, module: nn.Mo
         state = ticketfile.tensors_of(model_state(Checkpoint(Path(ingredients.start))))
     file = ticketfile.TicketFile(ingredients.masks, state, round, arm, start, plan.fingerprint, tied=drawn.tied)
     file.write(plan.directory.arm(round, arm).ticket)
-
-
-def fresh_module(model: Model, seed: int, *, configure: bool = False) -> nn.Module:
-    """A model made under a seed, whose parameters have shapes; `configure` does what the Trainer would do for that."""
-    with seeded(seed):
-        made = model if isinstance(model, nn.Module) else model()
-        module = unwrap_compiled(made)
-        if not isinstance(module, twins(L.LightningModule)):
-            raise ValueError(f"the model must be a LightningModule, got {type(made).__name__}: wrap it in one.")
-        if configure and is_overridden("configure_model", module, L.LightningModule):
-            module.configure_model()
-        lazy.materialise(module)
-    if is_overridden("configure_model", module, L.LightningModule):
-        module.configure_model = partial(_configure_seeded, module, seed)
-    return made
-
-
-def _configure_seeded(module: L.LightningModule, seed: int) -> None:
-    """Weights that a model draws in `configure_model`, when the Trainer calls it, are those of its seed too."""
-    with seeded(seed):
-        type(module).configure_model(module)
 
 
 def _finish(ticket: Ticket) -> None:

@@ -63,6 +63,16 @@ def find_prunable(module: nn.Module, prunable: Prunable = layer_weights) -> dict
     return found
 
 
+def weights_of(module: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
+    """The parameters that masks are for, whether or not they would be chosen now; those that are missing are left out.
+
+    >>> list(weights_of(nn.Linear(2, 2).requires_grad_(False), {"weight": nn.Linear(2, 2).weight, "gone": None}))
+    ['weight']
+    """
+    held = {each.name: each.parameter for each in _held(module)}
+    return {name: held[name] for name in masks if name in held}
+
+
 def survey(module: nn.Module, prunable: Prunable = layer_weights) -> list[Row]:
     """Every parameter of `module` in its own order, and why it is not pruned; arguments and errors as above.
 

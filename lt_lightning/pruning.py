@@ -21,7 +21,7 @@ from lt_lightning.fit.probe import probe
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import broadcast, is_writer
-from lt_lightning.prunable import check_norms, empty_norms, find_prunable, ties
+from lt_lightning.prunable import check_norms, empty_norms, ties, weights_of
 from lt_lightning.rewinds import Changed, State
 from lt_lightning.scopes import select
 from lt_lightning.seeding import generator
@@ -147,7 +147,7 @@ def in_parts(what: str) -> str:
 def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Evidence:
     """The evidence of a fit that has just ended."""
     module = trainer.lightning_module
-    parameters = find_prunable(module, plan.prunable)
+    parameters = weights_of(module, masks)
 
     def batches() -> Iterator[Any]:
         position.return_to_start(trainer, plan.seed_data)

@@ -1,16 +1,15 @@
 """The ticket: a Lightning callback that trains a model under masks for one fit, and draws the next masks from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,12 +17,14 @@ from lt_lightning import sharded, sparse, strategies
 from lt_lightning.controls import Ingredients
 from lt_lightning.disk import loading
 from lt_lightning.disk.rundir import TICKET, ArmDirectory
-from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
 from lt_lightning.fit import (
     chunks,
+    drawn,
     epoch_metrics,
+    frozen,
     guard,
     hooks,
+    lazy,
     learning_rates,
     moments,
     position,
@@ -38,14 +39,18 @@ from lt_lightning.fit.learning_rates import LearningRates
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density, plain_name
-from lt_lightning.plan import Plan
-from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
-from lt_lightning.prunable import check_norms, find_prunable, ties
+from lt_lightning.plan import Plan, unwrap
+from lt_lightning.processes import broadcast, end_at_exit, gather, wait
+from lt_lightning.prunable import check_norms, find_prunable, weights_of
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
+from lt_lightning.rewinds import fine_tune
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
 from lt_lightning.tightening import DISTANCE, Settling, Tightening
 from lt_lightning.twins import twins
+
+CheckDrawn = Callable[[Masks, L.Trainer], None]
+"""Looks at the weights that a fit begins with, some of which hooks may have drawn, and raises if they are wrong."""
 
 
 class Ticket(Callback):
@@ -63,7 +68,15 @@ class Ticket(Callback):
         shared: whether this is a dense round that several runs share (`dense_directory`); that of this run comes next.
     """
 
-    def __init__(self, plan: Plan, arm: str, ingredients: Ingredients, model: nn.Module, resume: Path | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        arm: str,
+        ingredients: Ingredients,
+        model: nn.Module,
+        resume: Path | None,
+        check_drawn: CheckDrawn | None = None,
+    ) -> None:
         self.model = model
         self._module = unwrap_compiled(model)
         self.round = ingredients.round
@@ -75,6 +88,9 @@ class Ticket(Callback):
         self._start = ingredients.start
         self._masks: Any = ingredients.masks
         self._given = ingredients.masks
+        self._check_drawn = check_drawn
+        self._standing: frozen.Standing | None = None
+        self._groups: list[int] = []
         self._density: float | None = None
         self._enforcement = Enforcement({}, {})
         tightens = plan.gradual is not None and self.round > 0 and arm == TICKET
@@ -124,9 +140,15 @@ class Ticket(Callback):
 
         Those of a pruned round lie on disk, and each is read when it is asked for; `dict(ticket.masks)` reads all.
         """
-        if not self._masks:
-            self._masks = all_kept(find_prunable(self._module, self.plan.prunable))
-        return self._masks
+        if self._masks:
+            return self._masks
+        if lazy.is_made_late(self._module) and next(self._module.parameters(), None) is None:
+            name = type(self._module).__name__
+            raise ValueError(
+                f"{name} has nothing to prune yet, as it makes its layers in setup() or configure_model(), which the "
+                "Trainer calls: look at ticket.masks once the fit has begun, such as in on_train_start of a callback."
+            )
+        return self._dense_masks()
 
     @property
     def density(self) -> float:
@@ -177,9 +199,10 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
-        if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
-            self._check_masks(pl_module)
+        if not lazy.is_made_late(pl_module) or len(weights_of(pl_module, self._masks)) == len(self._masks) > 0:
+            self._check_masks(pl_module)  # else its parameters may not exist yet
         self._require_own_directory(trainer)
+        self._require_point_of_thaw(trainer)
         for each in (self._tightening, self._settling):
             if each:
                 each.check(trainer)
@@ -230,6 +253,14 @@ class Ticket(Callback):
                     'dirpath=ticket.directory + "/checkpoints".'
                 )
 
+    def _require_point_of_thaw(self, trainer: L.Trainer) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if unwrap(self.plan.rewind) is fine_tune and any(isinstance(c, twins(BaseFinetuning)) for c in callbacks):
+            raise ValueError(
+                "rewind=fine_tune goes on with the optimizer of the end, which holds layers that BaseFinetuning thaws "
+                "later in each round: choose rewind=to_point or keep_weights (prune.rewind), or leave the callback out."
+            )
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take note of what the checkpoint asks for: no schedules mean that the learning rate is held."""
         self._hold_learning_rate = checkpoint.get("lr_schedulers") == []
@@ -244,31 +275,40 @@ class Ticket(Callback):
         self._tuning.conclude(trainer, pl_module)
         self._measured.start_clock()
         self._measured.keep_monitor(broadcast(self.plan.directory.monitor_found()))
-        self._mask_module(pl_module)
+        self._groups = [len(each.param_groups) for each in trainer.optimizers]
+        if self._standing:
+            self._standing.add_groups(trainer, pl_module)
+        self._hold(pl_module)
+        if self._starts_drawn and lazy.is_made_late(pl_module):
+            drawn.write(self.plan, self.round, self.arm, self.masks, pl_module)
+        self._enforcement.mask_weights()
 
-    def _mask_module(self, pl_module: L.LightningModule) -> None:
+    def _hold(self, pl_module: L.LightningModule) -> None:
+        """Decide what is prunable, for this fit and the next ticket, and get ready to hold the module to its masks."""
         sharded.reshard(pl_module)
+        self._masks = self._masks or self._dense_masks()
         self._shard_masks(pl_module)
         parameters = self._check_masks(pl_module)
         self._enforcement.release()
         self._enforcement = Enforcement(self.masks, parameters)
-        self._enforcement.mask_weights()
+
+    def _dense_masks(self) -> Masks:
+        with frozen.as_made(self._module):
+            return all_kept(find_prunable(self._module, self.plan.prunable))
 
     def _shard_masks(self, pl_module: L.LightningModule) -> None:
         """Keep of each mask what this process holds of its parameter; one whole mask at a time is in memory."""
-        parameters = find_prunable(pl_module, self.plan.prunable)
+        parameters = weights_of(pl_module, self._masks)
         if not sharded.any_sharded(parameters):
             return
         sharded.check_parts(parameters)
-        if self._masks and not sharded.any_sharded(self._masks):
+        if not sharded.any_sharded(self._masks):
             check_fit(self._masks, parameters)
             self._masks = {name: sharded.spread(self._masks[name], each) for name, each in parameters.items()}
-        elif not self._masks:
-            self._masks = all_kept(parameters)
         self._density = density(self._masks)  # here, where all processes are: counting needs them
 
     def _check_masks(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
-        parameters = find_prunable(pl_module, self.plan.prunable)
+        parameters = weights_of(pl_module, self.masks)
         check_fit(self.masks, parameters)
         check_norms(self.masks, pl_module)
         self.plan.check_patterns(self.masks)
@@ -278,6 +318,8 @@ class Ticket(Callback):
         """Everything is restored: put the data where it stood. What begins the fit waits for the hooks of others."""
         self._check_start(trainer)
         self._trained = True
+        if self._standing and trainer.global_step > 0:
+            frozen.switch_off(pl_module, self._standing.off)
         position.finish_epoch(trainer)
         if self._hold_learning_rate:
             learning_rates.hold(trainer)
@@ -290,13 +332,13 @@ class Ticket(Callback):
         """Every `on_train_start` is over: what it wrote is masked and saved, or was restored already."""
         if self.ckpt_path and start.may_write(trainer):
             start.restore_weights(pl_module, Path(self.ckpt_path))
+        self._note_drawn(trainer, pl_module)
         self._enforcement.begin(trainer, None if self._follows else pl_module)
         if self._follows:
             self._enforcement.release()
         watches = strategies.is_sharded(trainer.strategy) or self._enforcement.checks_batches
         hooks.leave_out(self, hooks.START, when=not watches)
         hooks.leave_out(self, "on_before_optimizer_step", when=not self._enforcement.rewrites_gradients)
-        self._write_late_weights(pl_module)
         if self._settling:
             self._settling.begin(trainer, self.masks)
         if self._tightening:
@@ -329,15 +371,17 @@ class Ticket(Callback):
         moments.before_the_end(trainer, self._execution.end)
         self._execution.begin(trainer, pl_module, self.masks, self._resuming, self._enforcement.leave)
 
-    def _write_late_weights(self, pl_module: L.LightningModule) -> None:
-        """A control's ticket has the weights that it starts from, also those that the Trainer has only now let draw."""
-        late = is_overridden("configure_model", pl_module, L.LightningModule)
-        fresh = self.arm != TICKET and self._start is None and not self._resuming
-        if late and fresh and (is_writer() or sharded.any_sharded(self.masks)):
-            state = tensors_of(pl_module.state_dict())
-            tied = ties(pl_module, self.masks)
-            ticket = TicketFile(self.masks, state, self.round, self.arm, "fresh", self.plan.fingerprint, tied=tied)
-            ticket.write(self.files.ticket)
+    @property
+    def _starts_drawn(self) -> bool:
+        """Whether this is a control that starts from weights that have just been drawn, and no restart of it."""
+        return self.arm != TICKET and self._start is None and not self._resuming
+
+    def _note_drawn(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at weights that hooks have drawn since the model was made, before they are masked and trained."""
+        if self.ckpt_path is None and self._check_drawn:
+            self._check_drawn(self.masks, trainer)
+        if self._starts_drawn:
+            drawn.update(self.files.ticket, self.masks, pl_module)
 
     def _return_to_position(self, trainer: L.Trainer) -> None:
         metrics = dict(enumerate(self._epoch_metrics)).get(trainer.global_rank)
@@ -367,7 +411,7 @@ class Ticket(Callback):
         if not tuning.searched_by_tuner(trainer):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)
-        self._mask_module(pl_module)
+        self._hold(pl_module)
         self._enforcement.begin_search()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -404,7 +448,7 @@ class Ticket(Callback):
         """Go on under other masks, before anything looks at the weights."""
         self._enforcement.release()
         self._masks, self._density = masks, None
-        self._enforcement = Enforcement(masks, find_prunable(self._module, self.plan.prunable))
+        self._enforcement = Enforcement(masks, weights_of(self._module, masks))
         self._enforcement.begin(trainer, self._module)
         self._measured.beside = {"density": self.density}
 
@@ -570,12 +614,14 @@ class Ticket(Callback):
             return {}
         measured = self._measured.state_dict()
         state = {"random_states": gather(random_state()), "measured": measured, "found": self._tuning.found}
+        state["standing"] = frozen.standing(self._module, self._groups)
         state |= {"masks": self._tightening.state_dict(self.masks)} if self._tightening else {}
         return state | ({"settling": self._settling.state_dict()} if self._settling else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of this fit; from another's, a rewind point's, only its random state counts."""
         self._random_states = state["random_states"]
+        self._standing = frozen.Standing(**state["standing"]) if "standing" in state else None
         if self._resuming:
             self._measured.load_state_dict(state["measured"])
         if self._resuming and self._settling and "settling" in state:

@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lt_lightning.disk.checksum import digest_of
 from lt_lightning.disk.parts import Stored
 from lt_lightning.exchange.ticketfile import TicketFile, load_ticket, read
+from lt_lightning.fit.hooks import overrides
+from lt_lightning.fresh import Model, fresh_module
 from lt_lightning.layers import layer_weights
-from lt_lightning.lottery import Model, fresh_module, lottery
+from lt_lightning.lottery import lottery
 from lt_lightning.masks import Masks, Scores, few, plain_name
 from lt_lightning.masks import density as density_of
 from lt_lightning.prunable import find_prunable
@@ -167,7 +167,7 @@ def _look_at_fit(saved: TicketFile, model: Model, arguments: Mapping[str, Any], 
     """Say before any training what fits; a model that makes its layers later is looked at when masks are drawn."""
     seed = arguments.get("seed_init")
     module = unwrap_compiled(fresh_module(model, derive(arguments.get("seed", 0) if seed is None else seed, "init")))
-    if is_overridden("configure_model", module, L.LightningModule):
+    if overrides(module, "configure_model") or next(module.parameters(), None) is None:
         return
     prunable = arguments.get("prunable")
     prunable = [prunable] if isinstance(prunable, str) else prunable

@@ -5,6 +5,7 @@ the same weights, a selection of its own, and a fit of a module that masks its g
 in `optimizer_step`.
 """
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,14 @@ import hands_on
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import CombinedLoader
 from tiny import Tiny, data, loaders
@@ -123,6 +131,157 @@ class Frozen(Plain):
         self.hidden.weight.requires_grad_(False)
 
 
+class FrozenAtTheEnd(Plain):
+    def on_train_end(self):
+        self.freeze()
+
+
+class FrozenOnTheWay(Plain):
+    """Whose first layer is frozen from epoch 1 on."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.hidden.requires_grad_(False)
+
+
+class ThawedByItself(Plain):
+    """Whose first layer joins the optimizer in epoch 1."""
+
+    def configure_optimizers(self):
+        return O.Adam([*self.norm.parameters(), *self.output.parameters()], 0.02)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.optimizers().add_param_group({"params": list(self.hidden.parameters()), "lr": 0.01})
+
+
+class BuiltInSetup(Plain):
+    """Without a layer until the Trainer sets it up."""
+
+    def __init__(self):
+        super().__init__()
+        del self.hidden, self.norm, self.output
+
+    def setup(self, stage):
+        if not hasattr(self, "hidden"):
+            self.hidden, self.norm, self.output = nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Linear(12, 3)
+
+
+class HalfBuiltInSetup(Plain):
+    """With a frozen layer that the Trainer's call adds to the others."""
+
+    def setup(self, stage):
+        if not isinstance(self.drop, nn.Linear):
+            self.drop = nn.Linear(12, 12)
+            self.hidden.requires_grad_(False)
+
+
+class BuiltWhenConfigured(BuiltInSetup):
+    def setup(self, stage):
+        pass
+
+    def configure_model(self):
+        super().setup("fit")
+
+
+class ByHand(Gan):
+    """Whose discriminator is frozen while the generator trains, which comes last."""
+
+    def training_step(self, batch, index):
+        generator, discriminator = self.optimizers()
+        for optimizer, loss_of in ((discriminator, self.discriminating), (generator, self.generating)):
+            self.discriminator.requires_grad_(optimizer is discriminator)
+            loss = loss_of(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.log("train/loss", loss)
+
+
+class WithoutOptimizer(Plain):
+    """That takes its steps itself, as gradients come in."""
+
+    def configure_optimizers(self):
+        return None
+
+    @torch.no_grad()
+    def on_after_backward(self):
+        for parameter in self.parameters():
+            parameter.sub_(parameter.grad, alpha=0.1)
+            parameter.grad = None
+
+
+class Backboned(Plain):
+    """A backbone and a head, of which the optimizer has the head to begin with."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(self.hidden, self.norm)
+        del self.hidden, self.norm
+
+    def forward(self, x):
+        return self.output(torch.relu(self.backbone(x)))
+
+    def configure_optimizers(self):
+        return O.Adam([each for each in self.parameters() if each.requires_grad], 0.02)
+
+
+class Thaw(BaseFinetuning):
+    """Thaws the backbone, and its statistics, in epoch 1."""
+
+    def freeze_before_training(self, module):
+        self.freeze(module.backbone, train_bn=False)
+
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.backbone, optimizer, lr=0.01)
+
+
+class Lookahead:
+    """Slow weights every three steps (Zhang et al. 2019); torch's optimizers know nothing of it."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups, self.defaults = inner, inner.param_groups, inner.defaults
+        self.state = defaultdict(dict)
+
+    def zero_grad(self, *arguments, **options):
+        self.inner.zero_grad(*arguments, **options)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        held = [each for group in self.param_groups for each in group["params"]]
+        for each in held:
+            self.state[each].setdefault("slow", each.clone())
+        loss = self.inner.step(closure)
+        self.taken = getattr(self, "taken", 0) + 1
+        for each in held if self.taken % 3 == 0 else ():
+            each.copy_(self.state[each]["slow"].lerp_(each, 0.5))
+        return loss
+
+    def state_dict(self):
+        held = [each for group in self.param_groups for each in group["params"]]
+        slow = {n: dict(self.state[each]) for n, each in enumerate(held) if each in self.state}
+        return {"inner": self.inner.state_dict(), "slow": slow, "taken": getattr(self, "taken", 0)}
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state["inner"])
+        self.param_groups, self.taken = self.inner.param_groups, state["taken"]
+        held = [each for group in self.param_groups for each in group["params"]]
+        self.state.update({held[n]: {"slow": each["slow"].clone()} for n, each in state["slow"].items()})
+
+
+class LookaheadOfTorch(Lookahead, O.Optimizer):
+    """An optimizer of torch by name; it never calls `Optimizer.__init__`."""
+
+
+class LookaheadWithHooks(LookaheadOfTorch):
+    """That has the hooks of a step, and never calls them, as timm's."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+
 class Drawing(Plain):
     """With dropout, and a validation that draws."""
 
@@ -158,6 +317,11 @@ def groups(module):
 
 def muon(module):
     return O.Muon([module.hidden.weight, module.output.weight], 0.02)
+
+
+def lookahead(kind, scheduled=False):
+    make = partial(SCHEDULES.ExponentialLR, gamma=0.9) if scheduled else None
+    return lambda: Plain(lambda module: kind(O.SGD(module.parameters(), 0.1, momentum=0.9)), make)
 
 
 def optimizer(make, **options):
@@ -266,10 +430,12 @@ class Row:
         make_trainer: makes a Trainer from a directory, callbacks and options.
         around: is called with Trainer, module and validation loader, before and after the fit.
         rewind_step: of the lottery.
+        build: makes layers that the module lacks until a Trainer sets it up, for the reference.
         seeds: makes the callbacks that give the reference the random numbers of the ticket.
         folder: of the run directory in which the files are.
         stop: (epoch, batch) at which a fit is interrupted; None: it cannot go on.
         telling: whether it is interrupted by default too, not only among the slow tests.
+        seldom: whether it is trained among the slow tests alone.
         needs: a device that the row cannot do without.
     """
 
@@ -280,10 +446,12 @@ class Row:
     make_trainer: Callable[..., L.Trainer] = trainer
     around: Callable[..., None] = lambda *_: None
     rewind_step: int = 0
+    build: Callable[[Any], None] = lambda _: None
     seeds: Callable[[], list[L.Callback]] = list
     folder: str = ""
     stop: tuple[int, int] | None = (1, 1)
     telling: bool = False
+    seldom: bool = False
     needs: str = ""
 
 
@@ -302,6 +470,29 @@ ROWS = {
     "gan": Row(Gan, telling=True),
     "parameter groups": Row(lambda: Plain(groups), {"gradient_clip_val": 0.1}),
     "frozen parameters": Row(Frozen),
+    "frozen at the end": Row(FrozenAtTheEnd),
+    "frozen in epoch 1": Row(FrozenOnTheWay, stop=(2, 1), telling=True, seldom=True),
+    "frozen in epoch 1, rewound after it": Row(FrozenOnTheWay, rewind_step=7, stop=(2, 1), seldom=True),
+    "thawed by itself": Row(ThawedByItself, seldom=True),
+    "thawed by itself, rewound after it": Row(ThawedByItself, rewind_step=7, stop=(2, 1), seldom=True),
+    "discriminator frozen by hand": Row(ByHand),
+    "built in setup": Row(BuiltInSetup, build=lambda module: module.setup("fit")),
+    "half built in setup": Row(HalfBuiltInSetup, build=lambda module: module.setup("fit"), seldom=True),
+    "built when configured": Row(BuiltWhenConfigured, build=lambda module: module.configure_model(), seldom=True),
+    "finetuning": Row(Backboned, make_callbacks=lambda: [Thaw()], seldom=True),
+    "finetuning, rewound after the thaw": Row(
+        Backboned, make_callbacks=lambda: [Thaw()], rewind_step=7, stop=(2, 1), telling=True
+    ),
+    "backbone finetuning": Row(
+        Backboned, OFTEN, make_callbacks=lambda: [BackboneFinetuning(1)], rewind_step=7, stop=(2, 1), seldom=True
+    ),
+    "backbone finetuning from step 0": Row(
+        Backboned, {"max_epochs": 4}, make_callbacks=lambda: [BackboneFinetuning(2)], stop=(3, 1), seldom=True
+    ),
+    "no optimizer": Row(WithoutOptimizer),
+    "lookahead": Row(lookahead(Lookahead), seldom=True),
+    "lookahead of torch": Row(lookahead(LookaheadOfTorch, scheduled=True), seldom=True),
+    "lookahead with hooks": Row(lookahead(LookaheadWithHooks, scheduled=True), rewind_step=7, stop=(2, 1)),
     "sgd": Row(optimizer(O.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)),
     "adamw": Row(optimizer(O.AdamW, lr=0.02, foreach=False)),
     "adamw fused": Row(optimizer(O.AdamW, lr=0.02, fused=True)),
@@ -430,7 +621,7 @@ def play(directory, row, after=False, stop_round=None):
     arguments = {"schedule": one_shot(DENSITY), "monitor": None, "keep_last": True, "rewind_step": row.rewind_step}
     arguments["every"] = "1 epoch"
     for ticket in lottery(row.make_module, rounds=1, directory=directory, **arguments):
-        watch, others = Watch(ticket.masks), row.make_callbacks()
+        watch, others = Watch(ticket.masks if ticket.round else {}), row.make_callbacks()
         if ticket.round == stop_round:
             others = [Ending(row.stop), *others]
         callbacks = [watch, ticket, *others] if after else [*others, watch, ticket]
@@ -457,8 +648,9 @@ def masked(module, masks, since=0):
 
     hold()
     for name, weight in held.items():
-        if weight.requires_grad:
-            weight.register_hook(lambda gradient, name=name: gradient * on[name].to(gradient.device))
+        trains = weight.requires_grad
+        weight.requires_grad_().register_hook(lambda gradient, name=name: gradient * on[name].to(gradient.device))
+        weight.requires_grad_(trains)
 
     class Masked(type(module)):
         def optimizer_step(self, *arguments, **options):
@@ -476,8 +668,9 @@ def masked(module, masks, since=0):
                 on.update(masks)
                 hold()
                 for name, weight in held.items():
-                    for value in self.trainer.optimizers[0].state[weight].values():
-                        value.mul_(on[name]) if value.shape == weight.shape else None
+                    for optimizer in self.trainer.optimizers:
+                        for value in optimizer.state.get(weight, {}).values():
+                            value.mul_(on[name]) if value.shape == weight.shape else None
 
     module.__class__ = Masked
     return module
@@ -499,11 +692,15 @@ class Seeds(L.Callback):
             set_random_state(self.state)
 
 
-def select(module):
-    """The largest weights of all linear layers that train, together; of equals the first."""
+def linear_weights(module):
+    """The weights of all linear layers."""
     layers = {n.replace("._orig_mod", ""): m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    trained = {f"{name}.weight": layer.weight for name, layer in layers.items() if layer.weight.requires_grad}
-    weights = {name: weight.detach().cpu() for name, weight in trained.items()}
+    return {f"{name}.weight": layer.weight for name, layer in layers.items()}
+
+
+def select(module, trained):
+    """The largest weights of these layers, together; of equals the first."""
+    weights = {name: each.detach().cpu() for name, each in linear_weights(module).items() if name in trained}
     flat = torch.cat([weight.flatten().abs() for weight in weights.values()])
     order = torch.sort(flat, descending=True, stable=True).indices[: round(DENSITY * len(flat))]
     kept = torch.zeros(len(flat), dtype=torch.bool)
@@ -513,14 +710,16 @@ def select(module):
 
 
 def reference(directory, row, state, masks=None):
-    """A fit without a ticket: its watch, its module."""
+    """A fit without a ticket: its watch, its module, and the names of the weights that it was made to train."""
     module = row.make_module()
+    row.build(module)
+    trained = [name for name, weight in linear_weights(module).items() if weight.requires_grad]
     module.load_state_dict(state)
     module = masked(module, masks, row.rewind_step) if masks else module
     watch = Watch(masks or {}, row.rewind_step)
     made = row.make_trainer(directory, [*row.seeds(), *row.make_callbacks(), watch], row.options)
     fit(row, made, module)
-    return watch, module
+    return watch, module, trained
 
 
 # What is compared
@@ -534,13 +733,13 @@ def check_row(directory, name):
     state = model_state(Checkpoint(files / "points" / "step-0.ckpt"))
     masks = None
     for round, (watch, ticket) in enumerate(played):
-        seen, module = reference(directory / f"theirs-{round}", row, state, masks)
+        seen, module, trained = reference(directory / f"theirs-{round}", row, state, masks)
         assert watch.losses == approximately(seen.losses[row.rewind_step if masks else 0 :]), round
         assert_close(module.state_dict(), ticket.model.state_dict())
         if masks:
             assert_same(ticket.masks, masks)
             assert watch.looks == seen.looks or row.rewind_step  # which validations are looked at differs at the point
-        masks = select(module)
+        masks = select(module, trained)
     assert_zeros_everywhere(files, ticket.masks)
     return played
 

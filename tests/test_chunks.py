@@ -22,6 +22,7 @@ REFUSED = {
     "accumulation with a rest": "accumulate_grad_batches",
     "two optimizers by hand": "manual optimization",
     "gan": "manual optimization",
+    "discriminator frozen by hand": "manual optimization",
 }
 TELLING = ("adam", "muon", "lbfgs", "bf16-mixed", "schedule by step", "iterable", "combined loaders", "several")
 

@@ -17,9 +17,9 @@ ROOMS = ("disk", "fit", "exchange", "cli")
 """Packages whose modules have a floor each."""
 
 FLOORS = (
-    {"sharded", "fit.csr"},
+    {"sharded", "fit.csr", "twins"},
     {
-        *("masks", "seeding", "processes", "twins", "parametrized", "fit.lazy", "exchange.hub"),
+        *("masks", "seeding", "processes", "parametrized", "exchange.hub"),
         *(
             "disk.atomic",
             "disk.checksum",
@@ -30,7 +30,17 @@ FLOORS = (
             "fit.hooks",
         ),
     },
-    {"disk.parts", "fit.gradient_use", "strategies", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
+    {
+        "fit.frozen",
+        "fit.lazy",
+        "disk.parts",
+        "fit.gradient_use",
+        "strategies",
+        "fit.probe",
+        "changes",
+        "exchange.apply",
+        "fit.replaced",
+    },
     {
         "disk.lock",
         "disk.environment",
@@ -65,7 +75,10 @@ FLOORS = (
     },
     {"fit.tested"},
     {"fit.measurements", "fit.saving", "sharing", "tightening"},
+    {"fit.drawn"},
     {"ticket"},
+    {"fresh"},
+    {"unchanged"},
     {"lottery"},
     {"transfer"},
     {"__init__"},

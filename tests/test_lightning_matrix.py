@@ -20,6 +20,8 @@ def rows(*, interrupted=False):
         marks = []
         if row.needs == "cuda" and not torch.cuda.is_available():
             marks.append(pytest.mark.skip(reason=f"{name} needs a GPU"))
+        if not interrupted and row.seldom:
+            marks.append(pytest.mark.slow)
         if interrupted:
             marks += [] if row.telling else [pytest.mark.slow]
             marks += [] if row.stop else [pytest.mark.skip(reason=f"{name} counts as nothing, so nothing continues")]

@@ -5,7 +5,7 @@ from hands_on import WRITERS, InFit, watched
 from matrix import check_row
 
 from lt_lightning import ticket
-from lt_lightning.fit import position
+from lt_lightning.fit import frozen, position
 from lt_lightning.fit.enforcement import Enforcement, _Look
 
 pytestmark = pytest.mark.lightning_matrix
@@ -26,11 +26,16 @@ MUTATIONS = {
         [(position, "set_random_state"), (ticket, "set_random_state")],
         ["late rewinding with random numbers"],
     ),
+    "nothing frozen again": ([(frozen, "switch_off")], ["finetuning, rewound after the thaw"]),
+    "frozen layers left out": ([(frozen, "note")], ["finetuning"]),
 }
 """What is taken away: the functions, and the rows that have to notice."""
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+SELDOM = ("nothing frozen again", "frozen layers left out")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SELDOM else []) for n in MUTATIONS])
 def test_a_row_notices_what_is_missing(tmp_path, monkeypatch, record_property, name):
     places, rows = MUTATIONS[name]
     for owner, function in places:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lt_lightning.analysis.recipe import Recipe
-from lt_lightning.lottery import fresh_module
+from lt_lightning.fresh import fresh_module
 from lt_lightning.seeding import derive, seed_all
 
 BATCHES = 100

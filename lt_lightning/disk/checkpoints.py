@@ -100,7 +100,7 @@ def _optimizer_state(module: torch.nn.Module, optimizer: Optimizer) -> dict[str,
 
 def write(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint atomically, with its checksum, by one process; in parts if it is made of such."""
-    states = [checkpoint["state_dict"], *(each["state"] for each in checkpoint.get("optimizer_states", ()))]
+    states = [checkpoint["state_dict"], *(each.get("state") for each in checkpoint.get("optimizer_states", ()))]
     if any(isinstance(state, parts.Stored) for state in states):
         parts.write(checkpoint, path)
         return

@@ -31,7 +31,7 @@ def _load(theirs: Callable[..., dict[str, Any]], path: Any, *arguments: Any, **o
     if not Path(path).is_dir():
         return theirs(path, *arguments, **options)
     content = dict(Checkpoint(Path(path)))
-    states = [_by_position(state, dict(state["state"])) for state in content["optimizer_states"]]
+    states = [_by_position(each, dict(each["state"])) if each else each for each in content["optimizer_states"]]
     return content | {"state_dict": dict(content["state_dict"]), "optimizer_states": states}
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_lightning import strategies
+from lt_lightning.fit import frozen
 
 
 class Guard(Callback):
@@ -68,5 +69,7 @@ def take_off(model: L.LightningModule) -> None:
 
 def _with_guard(model: L.LightningModule, ticket: Any) -> list[Callback]:
     strategies.check(model.trainer.strategy, model.trainer.callbacks)  # type: ignore[attr-defined]  # before any setup
+    if model.trainer.state.fn == "fit":
+        frozen.note(model)
     configured = type(model).configure_callbacks(model)
     return [*(configured if isinstance(configured, Sequence) else [configured]), Guard(ticket)]

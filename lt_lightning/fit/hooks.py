@@ -7,6 +7,8 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lt_lightning.twins import twins
+
 START, END = "on_train_batch_start", "on_train_batch_end"
 _PACKAGES = ("lightning", "pytorch_lightning", "lt_lightning")
 WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -38,6 +40,16 @@ def is_known(kind: type) -> bool:
     (True, False)
     """
     return kind.__module__.partition(".")[0] in _PACKAGES
+
+
+def overrides(module: Any, *names: str) -> bool:
+    """Whether the class of a module has any of these hooks of its own.
+
+    >>> overrides(LightningModule(), "setup")
+    False
+    """
+    classes = twins(LightningModule)
+    return any(getattr(type(module), name) not in [getattr(each, name) for each in classes] for name in names)
 
 
 def leave_out_empty(callback: Any) -> None:

@@ -1,4 +1,4 @@
-"""Lazy layers get their shapes before anything looks at them."""
+"""Layers that are not there at once: lazy ones get their shapes, and others are made when a Trainer sets them up."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,20 @@ from typing import Any
 import lightning as L
 import torch
 from torch.nn.parameter import is_lazy
+
+from lt_lightning.fit.hooks import overrides
+
+MAKING = ("setup", "configure_model")
+"""Hooks in which a module may make its layers."""
+
+
+def is_made_late(module: L.LightningModule) -> bool:
+    """Whether a module may make layers when a Trainer calls it to.
+
+    >>> is_made_late(L.LightningModule())
+    False
+    """
+    return overrides(module, *MAKING)
 
 
 def materialise(module: L.LightningModule) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging, WeightAveraging
 
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.plan import Plan
@@ -54,11 +54,11 @@ def path_of(directory: RunDirectory, step: RewindStep) -> Path:
     return directory.point(0).with_name(name)
 
 
-def averaging_keys(trainer: L.Trainer) -> list[str]:
-    """The callbacks whose states are rewound: those that average weights, since their averages are weights too."""
+def rewound_keys(trainer: L.Trainer) -> list[str]:
+    """The callbacks whose states are rewound: averages are weights too, and thawed layers are in the optimizer."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    averaging = twins(WeightAveraging, StochasticWeightAveraging)
-    return [c.state_key for c in callbacks if isinstance(c, averaging)]
+    rewound = twins(WeightAveraging, StochasticWeightAveraging, BaseFinetuning)
+    return [c.state_key for c in callbacks if isinstance(c, rewound)]
 
 
 def _is_trial(trainer: L.Trainer) -> bool:

@@ -190,7 +190,7 @@ class Saving:
             return
         path = self._plan.directory.point(trainer.global_step)
         if not broadcast(path.exists()):
-            kept = [self._key, *points.averaging_keys(trainer)]
+            kept = [self._key, *points.rewound_keys(trainer)]
             self._save(trainer, path, partial(checkpoints.trim_point, callbacks=kept))
             self._require_readable(path)
         for step in self._further(trainer, epochs):

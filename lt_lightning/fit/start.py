@@ -16,7 +16,8 @@ from lt_lightning.disk.rundir import Checkpoint, model_state
 from lt_lightning.fit.hooks import foreign
 from lt_lightning.masks import plain_name
 
-_HOOKS = ("on_fit_start", "on_train_start")
+HOOKS = ("on_fit_start", "on_train_start")
+"""Hooks at the start of a fit, in which weights may be drawn or changed."""
 
 
 def may_write(trainer: L.Trainer) -> bool:
@@ -25,7 +26,7 @@ def may_write(trainer: L.Trainer) -> bool:
     callbacks = foreign(trainer.callbacks)  # type: ignore[attr-defined]
     return any(
         is_overridden(name, module, L.LightningModule) or any(is_overridden(name, each, Callback) for each in callbacks)
-        for name in _HOOKS
+        for name in HOOKS
     )
 
 
