@@ -23,6 +23,7 @@ from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, posit
 from lt_lightning.fit.enforcement import Enforcement, gradients_matter
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.fit.measurements import Measurements
+from lt_lightning.fit.same_fit import SameFit
 from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.plan import Plan
@@ -69,6 +70,7 @@ class Ticket(Callback):
         self._settling = Settling(plan) if watches else None
         self._measured = Measurements(plan.monitor, plan.mode)
         self._tuning = tuning.Tuning()
+        self._same = SameFit(self._module)
         self._trained = False
         self._random_states: list[Any] = []
         self._random_state: Any = None
@@ -154,6 +156,7 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
+        self._same.check_model(trainer, self.plan)
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
@@ -218,6 +221,7 @@ class Ticket(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
         self._tuning.conclude(trainer, pl_module)
+        self._same.check_training(trainer, self.plan, self._tuning.found)
         self._measured.start_clock()
         self._mask_module(pl_module)
 
@@ -252,6 +256,7 @@ class Ticket(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Everything is restored: mask it, put the data where it stood, and save the point at step 0."""
         self._check_start(trainer)
+        self._same.check_data(trainer, self.plan, self.name)
         self._trained = True
         hooks.leave_out(self, hooks.START, when=not strategies.is_sharded(trainer.strategy))
         hooks.leave_out(self, "on_before_optimizer_step", when=not gradients_matter(trainer))
@@ -329,7 +334,7 @@ class Ticket(Callback):
 
     def before_search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a `Tuner` search on this ticket, from where the round starts; Lightning does so without callbacks."""
-        self._tuning.begin(trainer, self.plan.seed_data)
+        self._tuning.begin(trainer, pl_module, self.plan.seed_data)
         if not tuning.searched_by_tuner(trainer):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)

@@ -43,6 +43,7 @@ NEUTRAL = (
     "prune.keep_last",
     "prune.sparse",
     "prune.steps_per_batch",
+    "prune.may_vary*",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 

@@ -1,0 +1,167 @@
+"""Whether a fit trains as the first one of its run did: what that was lies in `fit.json`, see `facts.py`."""
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.core import optimizer as lightning_optimizer
+
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.checksum import from_json, to_json
+from lt_lightning.fit import facts
+from lt_lightning.fit.facts import Facts
+from lt_lightning.plan import Plan
+from lt_lightning.processes import broadcast, is_writer
+
+MODEL, TRAINING, DATA = "model", "training", "data"
+
+_SHOWN = 5
+"""How many differences an error names."""
+
+
+class SameFit:
+    """Compares one fit with the first of its run, in three steps: as soon as each part is known, before any training.
+
+    Args:
+        module: as its function has made it.
+    """
+
+    def __init__(self, module: L.LightningModule) -> None:
+        self._facts: dict[str, Facts] = {MODEL: facts.of_model(module)}
+        self._trainer: Facts = {}
+
+    def check_model(self, trainer: L.Trainer, plan: Plan) -> None:
+        """Compare the module, and look at the Trainer, whose callbacks change later. Call in `setup`.
+
+        Raises:
+            ValueError: if the first fit had another one, with the differences.
+        """
+        self._trainer = facts.of_trainer(trainer, plan.monitor is not None)
+        self._check(trainer, plan, MODEL)
+
+    def check_training(self, trainer: L.Trainer, plan: Plan, found: Facts) -> None:
+        """Compare Trainer, optimizers and schedules. Call in `on_fit_start`, before a checkpoint restores them.
+
+        Args:
+            trainer: of the fit.
+            plan: of the lottery.
+            found: what a search of Lightning's found, by name.
+        """
+        made = facts.of_optimizers(trainer.optimizers, trainer.lr_scheduler_configs)
+        self._facts[TRAINING] = {**self._trainer, **made, **{f"found.{name}": value for name, value in found.items()}}
+        self._check(trainer, plan, TRAINING)
+
+    def check_data(self, trainer: L.Trainer, plan: Plan, name: str) -> None:
+        """Compare the batches, and note all if this is the first fit. Call in `on_train_start`, before any save."""
+        self._facts[DATA] = facts.of_data(trainer)
+        self._check(trainer, plan, DATA)
+        path = plan.directory.fit
+        if is_writer() and not _is_trial(trainer) and not path.exists():
+            write_text(path, to_json({"fit": name, **self._facts}))
+
+    def _check(self, trainer: L.Trainer, plan: Plan, part: str) -> None:
+        if _is_trial(trainer):
+            return
+        stored = read(plan.directory.fit) if is_writer() else None
+        problem = broadcast(stored and _problem(plan, stored, {part: self._facts[part]}))
+        if problem:
+            raise ValueError(problem)
+
+
+def check_again(plan: Plan, make: Callable[[], L.LightningModule]) -> None:
+    """Look at what can be seen of a program that finds all rounds done: its module, and the optimizers of that.
+
+    Its Trainers were not used, so what of them has changed cannot be known. A line on the screen says so, unless
+    `config` has told what the run was computed with.
+
+    Raises:
+        ValueError: if the first fit had another module or other optimizers, with the differences.
+    """
+    stored = read(plan.directory.fit) if is_writer() else None
+    problem = broadcast(stored and _problem(plan, stored, _seen_again(stored, make)))
+    if problem:
+        raise ValueError(problem)
+    if stored and not plan.config.keys() - {"lottery"}:
+        print(_told(plan, stored))
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What was noted of the first fit; None if there was none. A damaged file is set aside, with a warning."""
+    if not path.exists():
+        return None
+    try:
+        return from_json(path.read_text("utf-8"))
+    except ValueError:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        warnings.warn(
+            f"{path} is damaged: it does not hold what was written, so it cannot be known whether this program trains "
+            f"as the rounds before. It is now {aside.name}, and what the next fit trains with is written in its place.",
+            stacklevel=2,
+        )
+        return None
+
+
+def _problem(plan: Plan, stored: dict[str, Any], given: dict[str, Facts]) -> str | None:
+    """What differs and what to do about it, in one line; None if nothing does."""
+    told = {part: (stored[part], now) for part, now in given.items() if stored[part] and now}
+    found = {name: pair for pair in told.values() for name in facts.differences(*pair, plan.may_vary)}
+    if not found:
+        return None
+    lines = [f"{name}: {_said(then, name)}, now {_said(now, name)}" for name, (then, now) in found.items()]
+    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    names = ", ".join(repr(name) for name in [*found][:_SHOWN])
+    return (
+        f"{stored['fit']} in {plan.directory.path} was trained with {'; '.join(lines[:_SHOWN])}{more}. All fits of a "
+        "run train alike: change that back, or choose another directory (name=... on the command line). If it changes "
+        f"from fit to fit on purpose: lottery(..., may_vary=[{names}]) (prune.may_vary=[...])."
+    )
+
+
+def _said(facts: Facts, name: str) -> str:
+    return str(facts[name]) if facts.get(name) is not None else "not set"
+
+
+def _seen_again(stored: dict[str, Any], make: Callable[[], L.LightningModule]) -> dict[str, Facts]:
+    """The facts that a module tells without a Trainer, none where it asks for one.
+
+    After a search for a learning rate its optimizers are others, and the number of their parameters may depend on
+    callbacks that freeze some.
+    """
+    with suppress(Exception):  # of the user's own functions, which may need what is not here, such as a GPU
+        module = make()
+        seen = {MODEL: facts.of_model(module)}
+        with suppress(Exception):
+            seen[TRAINING] = stored[TRAINING] | _optimizers_of(module, stored[TRAINING])
+        return seen
+    return {}
+
+
+def _optimizers_of(module: L.LightningModule, stored: Facts) -> Facts:
+    if any(name.startswith("found.") for name in stored):
+        return {}
+    optimizers, schedules, monitor = lightning_optimizer._configure_optimizers(module.configure_optimizers())  # type: ignore[arg-type]
+    configs = lightning_optimizer._configure_schedulers_automatic_opt(schedules, monitor)
+    made = facts.of_optimizers(optimizers, configs)
+    gone = {name: None for name in stored if name.startswith(("optimizer", "schedule"))}
+    return {name: value for name, value in {**gone, **made}.items() if not name.endswith(".parameters")}
+
+
+def _told(plan: Plan, stored: dict[str, Any]) -> str:
+    known = {**stored[TRAINING], **stored[DATA]}
+    told = ", ".join(f"{name}={value}" for name, value in known.items() if name in _TOLD)
+    return (
+        f"nothing was trained: all rounds in {plan.directory.path} were done before, with {told}. If the program has "
+        "been changed since, choose another directory to train it."
+    )
+
+
+_TOLD = ("max_epochs", "max_steps", "optimizer", "optimizer.lr", "precision", "data.batch_size")
+
+
+def _is_trial(trainer: L.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
