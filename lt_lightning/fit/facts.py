@@ -197,7 +197,9 @@ def _options(callback: Any) -> Facts:
     missing = object()
     found = {name: getattr(callback, name, getattr(callback, f"_{name}", missing)) for name in dict.fromkeys(arguments)}
     average = getattr(callback, "_kwargs", {}).get("avg_fn")  # where EMAWeightAveraging keeps its decay
-    return _plain_items(found) | (_plain_items(inspect.getclosurevars(average).nonlocals) if average else {})
+    return _plain_items(found) | (
+        _plain_items(inspect.getclosurevars(inspect.unwrap(average)).nonlocals) if average else {}
+    )
 
 
 def _groups(groups: list[dict[str, Any]]) -> Facts:

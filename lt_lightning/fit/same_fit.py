@@ -35,16 +35,18 @@ class SameFit:
         self._trainer: Facts = {}
 
     def check_model(self, trainer: L.Trainer, plan: Plan) -> None:
-        """Compare the module, and look at the Trainer, whose callbacks change later. Call in `setup`.
+        """Compare the parameters, for which masks and checkpoints are made. Call in `setup`.
+
+        The Trainer is looked at too, since its callbacks change later.
 
         Raises:
-            ValueError: if the first fit had another one, with the differences.
+            ValueError: if the first fit had others, with the differences.
         """
         self._trainer = facts.of_trainer(trainer, plan.monitor is not None)
-        self._check(trainer, plan, MODEL)
+        self._check(trainer, plan, self._facts, "parameters.")
 
     def check_training(self, trainer: L.Trainer, plan: Plan, found: Facts) -> None:
-        """Compare Trainer, optimizers and schedules. Call in `on_fit_start`, before a checkpoint restores them.
+        """Compare module, Trainer, optimizers and schedules. Call in `on_fit_start`, before a checkpoint restores them.
 
         Args:
             trainer: of the fit.
@@ -53,21 +55,21 @@ class SameFit:
         """
         made = facts.of_optimizers(trainer.optimizers, trainer.lr_scheduler_configs)
         self._facts[TRAINING] = {**self._trainer, **made, **{f"found.{name}": value for name, value in found.items()}}
-        self._check(trainer, plan, TRAINING)
+        self._check(trainer, plan, self._facts)
 
     def check_data(self, trainer: L.Trainer, plan: Plan, name: str) -> None:
         """Compare the batches, and note all if this is the first fit. Call in `on_train_start`, before any save."""
         self._facts[DATA] = facts.of_data(trainer)
-        self._check(trainer, plan, DATA)
+        self._check(trainer, plan, {DATA: self._facts[DATA]})
         path = plan.directory.fit
         if is_writer() and not _is_trial(trainer) and not path.exists():
             write_text(path, to_json({"fit": name, **self._facts}))
 
-    def _check(self, trainer: L.Trainer, plan: Plan, part: str) -> None:
+    def _check(self, trainer: L.Trainer, plan: Plan, given: dict[str, Facts], beginning: str = "") -> None:
         if _is_trial(trainer):
             return
         stored = read(plan.directory.fit) if is_writer() else None
-        problem = broadcast(stored and _problem(plan, stored, {part: self._facts[part]}))
+        problem = broadcast(stored and _problem(plan, stored, given, beginning))
         if problem:
             raise ValueError(problem)
 
@@ -90,11 +92,15 @@ def check_again(plan: Plan, make: Callable[[], L.LightningModule]) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What was noted of the first fit; None if there was none. A damaged file is set aside, with a warning."""
+    """Read what was noted of the first fit; None if there was none. A damaged file is set aside, with a warning."""
     if not path.exists():
         return None
     try:
-        return from_json(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        content = from_json(text)
+        if to_json(content) == text:
+            return content
+        raise ValueError("the same content, written otherwise")
     except ValueError:
         aside = path.with_name(f"{path.name}.damaged")
         os.replace(path, aside)
@@ -106,19 +112,20 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _problem(plan: Plan, stored: dict[str, Any], given: dict[str, Facts]) -> str | None:
-    """What differs and what to do about it, in one line; None if nothing does."""
-    told = {part: (stored[part], now) for part, now in given.items() if stored[part] and now}
-    found = {name: pair for pair in told.values() for name in facts.differences(*pair, plan.may_vary)}
+def _problem(plan: Plan, stored: dict[str, Any], given: dict[str, Facts], beginning: str = "") -> str | None:
+    """What differs, of the facts whose names begin so, and what to do about it, in one line; None if nothing does."""
+    told = [(stored[part], now) for part, now in given.items() if stored[part] and now]
+    names = [(name, pair) for pair in told for name in facts.differences(*pair, plan.may_vary)]
+    found = {name: pair for name, pair in names if name.startswith(beginning)}
     if not found:
         return None
     lines = [f"{name}: {_said(then, name)}, now {_said(now, name)}" for name, (then, now) in found.items()]
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    names = ", ".join(repr(name) for name in [*found][:_SHOWN])
+    shown = ", ".join(repr(name) for name in [*found][:_SHOWN])
     return (
         f"{stored['fit']} in {plan.directory.path} was trained with {'; '.join(lines[:_SHOWN])}{more}. All fits of a "
         "run train alike: change that back, or choose another directory (name=... on the command line). If it changes "
-        f"from fit to fit on purpose: lottery(..., may_vary=[{names}]) (prune.may_vary=[...])."
+        f"from fit to fit on purpose: lottery(..., may_vary=[{shown}]) (prune.may_vary=[...])."
     )
 
 
