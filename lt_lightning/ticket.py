@@ -19,7 +19,7 @@ from lt_lightning.controls import Ingredients
 from lt_lightning.disk import loading
 from lt_lightning.disk.rundir import TICKET, ArmDirectory
 from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
-from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, tuning
+from lt_lightning.fit import beside, chunks, epoch_metrics, guard, hooks, moments, position, pulse, tuning
 from lt_lightning.fit.enforcement import Enforcement, gradients_matter
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.fit.measurements import Measurements
@@ -160,6 +160,7 @@ class Ticket(Callback):
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
         self._require_own_directory(trainer)
+        beside.check(trainer, self, resumes=self._resuming)
         for each in (self._tightening, self._settling):
             if each:
                 each.check(trainer)
