@@ -156,9 +156,9 @@ class Ticket(Callback):
             raise RuntimeError(
                 f"the Trainer fits another module than that of {self.name}: write trainer.fit(ticket.model, ...)."
             )
-        self._same.check_model(trainer, self.plan)
         if not is_overridden("configure_model", pl_module, L.LightningModule):  # else its parameters may not exist yet
             self._check_masks(pl_module)
+        self._same.check_model(trainer, self.plan)
         self._require_own_directory(trainer)
         beside.check(trainer, self, resumes=self._resuming)
         for each in (self._tightening, self._settling):

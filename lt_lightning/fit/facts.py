@@ -78,9 +78,9 @@ _LIBRARIES = ("torch", "torchmetrics", "lightning", "pytorch_lightning", "transf
 
 
 def of_model(module: L.LightningModule) -> Facts:
-    """A module as its function has made it: its class, plain hyperparameters, layers and parameters.
+    """A module as its function has made it: plain hyperparameters, layers and parameters.
 
-    Empty if a Trainer has had it already: it may be frozen, cast or built by then.
+    Its class may have another name. Empty if a Trainer has had it already: it may be frozen, cast or built by then.
 
     >>> from torch import nn
     >>> class Net(L.LightningModule):
@@ -88,7 +88,7 @@ def of_model(module: L.LightningModule) -> Facts:
     ...         super().__init__()
     ...         self.lr, self.out = lr, nn.Linear(3, 2, bias=False)
     >>> of_model(Net())  # doctest: +NORMALIZE_WHITESPACE
-    {'module': 'Net', 'hyperparameters.lr': 0.1, 'parameters.out.weight': '2x3 float32',
+    {'hyperparameters.lr': 0.1, 'parameters.out.weight': '2x3 float32',
      'layers.out': 'Linear(in_features=3, out_features=2, bias=False)'}
     """
     if getattr(module, "_trainer", None) is not None:
@@ -97,7 +97,6 @@ def of_model(module: L.LightningModule) -> Facts:
     parameters = {plain_name(name): _parameter(each) for name, each in module.named_parameters()}
     layers = {plain_name(f"{name}.")[:-1]: _layer(each) for name, each in module.named_modules()}
     return {
-        "module": type(module).__qualname__,
         **_under("hyperparameters", hyperparameters),
         **_under("parameters", parameters),
         **_under("layers", {name: told for name, told in layers.items() if name and told}),

@@ -12,6 +12,7 @@ from lightning.pytorch.core import optimizer as lightning_optimizer
 
 from lt_lightning.disk.atomic import write_text
 from lt_lightning.disk.checksum import from_json, to_json
+from lt_lightning.disk.configuration import has_results
 from lt_lightning.fit import facts
 from lt_lightning.fit.facts import Facts
 from lt_lightning.plan import Plan
@@ -61,17 +62,26 @@ class SameFit:
         """Compare the batches, and note all if this is the first fit. Call in `on_train_start`, before any save."""
         self._facts[DATA] = facts.of_data(trainer)
         self._check(trainer, plan, {DATA: self._facts[DATA]})
-        path = plan.directory.fit
-        if is_writer() and not _is_trial(trainer) and not path.exists():
-            write_text(path, to_json({"fit": name, **self._facts}))
+        if is_writer() and not _is_trial(trainer) and _stored(plan) is None:
+            write_text(plan.directory.fit, to_json({"fit": name, **self._facts}))
 
     def _check(self, trainer: L.Trainer, plan: Plan, given: dict[str, Facts], beginning: str = "") -> None:
         if _is_trial(trainer):
             return
-        stored = read(plan.directory.fit) if is_writer() else None
+        stored = _stored(plan) if is_writer() else None
         problem = broadcast(stored and _problem(plan, stored, given, beginning))
         if problem:
             raise ValueError(problem)
+
+
+def _stored(plan: Plan) -> dict[str, Any] | None:
+    """What was noted, if results lie beside it: the first fit may have been refused, and then edited, at its start.
+
+    A point that runs share is trained within the directory of the round 0 that they share.
+    """
+    path = plan.directory.path
+    copies = any(path.glob("round-*/*/done"))
+    return read(plan.directory.fit) if copies or has_results(path) or has_results(path.parent) else None
 
 
 def check_again(plan: Plan, make: Callable[[], L.LightningModule]) -> None:
