@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from lt_lightning import Ticket
 from lt_lightning.analysis import page, report
 from lt_lightning.cli import naming
-from lt_lightning.cli.jobs import cluster, command, job
+from lt_lightning.cli.jobs import cluster, command, job, output_directory
 from lt_lightning.cli.progress import Progress
 from lt_lightning.cli.refusals import in_one_line
 from lt_lightning.cli.sweeps import every_job
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> float | None:
         was measured.
     """
     hydra_config = HydraConfig.get()
-    directory = hydra_config.runtime.output_dir
+    directory = output_directory(hydra_config)
     with in_one_line(hydra_config.mode == RunMode.RUN), job(__file__), ExitStack() as stack:
         if is_writer():  # Hydra has made it, and a dry run leaves it empty
             stack.callback(remove_empty, directory, hydra_config.sweep.dir)

@@ -18,6 +18,7 @@ from lt_lightning.disk.checksum import sealed
 from lt_lightning.disk.configuration import compare
 from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint
 from lt_lightning.exchange import ticketfile
+from lt_lightning.fit import same_fit
 from lt_lightning.plan import Plan
 from lt_lightning.records import are_curves_whole
 
@@ -37,6 +38,7 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
     Returns:
         The damaged files, under their old names.
     """
+    same_fit.read(plan.directory.fit)
     damaged = [made for made in _to_check(plan) if made.path.exists() and not is_whole(made.path)]
     for made in damaged:
         aside = _rename(made.path)

@@ -22,7 +22,7 @@ from lt_lightning.disk.configuration import check, claim
 from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
-from lt_lightning.fit import chunks
+from lt_lightning.fit import chunks, same_fit
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.fresh import Model, fresh_module, make
 from lt_lightning.gradual import Gradual
@@ -70,6 +70,7 @@ def lottery(
     every: int | str | None = "auto",
     sparse: Sparse | bool = "off",
     steps_per_batch: int = 1,
+    may_vary: Sequence[str] = (),
     dry_run: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Ticket]:
@@ -134,6 +135,9 @@ def lottery(
             is due before: a validation, a saved point, a logged step. Steps are counted singly, and progress bars move
             once a turn. On one device, with automatic optimization. It changes no bit of any result, so a run may
             change it at any time.
+        may_vary: names of what may differ from fit to fit, as the error that refuses it tells them, or patterns over
+            them: `["max_epochs", "optimizer*.lr"]`, or `["*"]`. Otherwise all fits of a run train alike: with the model
+            and optimizer, the length, the clipping and the batches of the first one, which `fit.json` tells.
         dry_run: print a table of what would be pruned and what not, and yield nothing; the disk is left alone.
         config: plain values, stored and compared: a run with another configuration in the same directory is refused.
 
@@ -181,6 +185,7 @@ def lottery(
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         sparse=checked(sparse),
         steps_per_batch=chunks.checked(steps_per_batch),
+        may_vary=tuple(_listed(may_vary)),
         config=dict(config or {}),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
@@ -254,6 +259,7 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
             f"round 0 was trained before points={[str(step) for step in lacking]} were asked for, and has not saved "
             "them. With dense_directory it would be trained up to them; without, choose another directory."
         )
+    trained = False
     for round in range(plan.rounds + 1):
         if round > 0 and broadcast(_ends_before(plan, round)):
             break
@@ -264,9 +270,12 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
                 rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
             ticket = _prepare(plan, model, round, control)
+            trained = True
             yield ticket
             _finish(ticket)
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
+    if not trained:
+        same_fit.check_again(plan, lambda: unwrap_compiled(fresh_module(model, derive(plan.seed_init, "init"))))
     _write_records(plan)
     if is_writer() and (last := max((each["round"] for each in plan.directory.finished()), default=0)) > plan.rounds:
         rank_zero_warn(
@@ -309,6 +318,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
             if todo != sharing.WAIT:
                 making = sharing.plan_for(shared, todo)
                 if is_writer():
+                    sharing.take_facts(shared, making)
                     for each in (plan, shared):
                         liveness.tell(each.directory.state, works_for=str(making.directory.state))
                 for ticket in _each(making, model):

@@ -63,6 +63,7 @@ class Plan:
     early_bird: EarlyBird | None = None
     stop_when: StopWhen | None = None
     steps_per_batch: int = 1
+    may_vary: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +100,11 @@ class Plan:
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {metric} is the best?')
         if isinstance(self.every, RewindStep) and self.every.count == 0:
             raise ValueError(f'every="{self.every}" must be at least 1; "auto" and None are possible too.')
+        if not all(isinstance(each, str) for each in self.may_vary):
+            raise ValueError(
+                f'may_vary={list(self.may_vary)} must be names or patterns over names: may_vary=["max_epochs"] '
+                "(prune.may_vary=[max_epochs])."
+            )
         names = [control_name(control) for control in self.controls]
         if len(set(names)) < len(names) or {TICKET, NEXT} & set(names):
             raise ValueError(f"controls need names of their own, other than '{TICKET}' and '{NEXT}': {names}.")

@@ -189,11 +189,18 @@ def adopt(plan: Plan, shared: Plan) -> None:
         return
     plan.directory.link_rewind_point(points.path_of(plan.directory, plan.rewind_step).resolve())
     theirs, ours = shared.directory.arm(0), plan.directory.arm(0)
+    take_facts(shared, plan)
     write_text(ours.origin, f"{os.path.relpath(shared.directory.path, ours.path)}\n")
     pairs = [(theirs.curves, ours.curves), (theirs.early_stop, ours.early_stop), (theirs.final, ours.final)]
     for source, path in (*pairs, (theirs.last, ours.last)):
         if source.exists():
             take_copy(source, path)
+
+
+def take_facts(source: Plan, target: Plan) -> None:
+    """Let fits of another directory be compared with what the round 0 of this one was trained with."""
+    if source.directory.fit.exists() and source.directory.path != target.directory.path:
+        take_copy(source.directory.fit, target.directory.fit)
 
 
 def naps() -> Iterator[float]:

@@ -18,6 +18,7 @@ from lt_lightning.controls import Ingredients
 from lt_lightning.disk import loading
 from lt_lightning.disk.rundir import TICKET, ArmDirectory
 from lt_lightning.fit import (
+    beside,
     chunks,
     drawn,
     epoch_metrics,
@@ -37,6 +38,7 @@ from lt_lightning.fit.enforcement import Enforcement
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.fit.learning_rates import LearningRates
 from lt_lightning.fit.measurements import Measurements
+from lt_lightning.fit.same_fit import SameFit
 from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density, plain_name
 from lt_lightning.plan import Plan, unwrap
@@ -101,6 +103,7 @@ class Ticket(Callback):
         self._rates = LearningRates()
         self._tested: list[str] = []
         self._tuning = tuning.Tuning()
+        self._same = SameFit(self._module)
         self._trained = False
         self._random_states: list[Any] = []
         self._random_state: Any = None
@@ -201,7 +204,9 @@ class Ticket(Callback):
             )
         if not lazy.is_made_late(pl_module) or len(weights_of(pl_module, self._masks)) == len(self._masks) > 0:
             self._check_masks(pl_module)  # else its parameters may not exist yet
+        self._same.check_model(trainer, self.plan)
         self._require_own_directory(trainer)
+        beside.check(trainer, self, resumes=self._resuming)
         self._require_point_of_thaw(trainer)
         for each in (self._tightening, self._settling):
             if each:
@@ -273,6 +278,7 @@ class Ticket(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the masks against the model and mask it, so that even the sanity check sees the ticket."""
         self._tuning.conclude(trainer, pl_module)
+        self._same.check_training(trainer, self.plan, self._tuning.found)
         self._measured.start_clock()
         self._measured.keep_monitor(broadcast(self.plan.directory.monitor_found()))
         self._groups = [len(each.param_groups) for each in trainer.optimizers]
@@ -317,6 +323,7 @@ class Ticket(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Everything is restored: put the data where it stood. What begins the fit waits for the hooks of others."""
         self._check_start(trainer)
+        self._same.check_data(trainer, self.plan, self.name)
         self._trained = True
         if self._standing and trainer.global_step > 0:
             frozen.switch_off(pl_module, self._standing.off)
@@ -407,7 +414,7 @@ class Ticket(Callback):
 
     def before_search(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a `Tuner` search on this ticket, from where the round starts; Lightning does so without callbacks."""
-        self._tuning.begin(trainer, self.plan.seed_data)
+        self._tuning.begin(trainer, pl_module, self.plan.seed_data)
         if not tuning.searched_by_tuner(trainer):
             return
         tuning.load_weights(pl_module, self.plan.directory.point(0) if self._makes_points else self._start)

@@ -15,6 +15,7 @@ from sampling import few
 from tiny import Tiny
 
 from lt_lightning import at_init, criteria, early_bird, gradual, rewinds, schedules, scopes, stopping
+from lt_lightning.cli import jobs
 from lt_lightning.cli.naming import run_directory
 from lt_lightning.exchange.ticketfile import TicketFile
 from lt_lightning.models import Classifier
@@ -298,6 +299,13 @@ def test_any_other_module_is_a_model_through_its_target(tmp_path):
 
 class Other(Classifier):
     pass
+
+
+def test_a_run_directory_may_be_called_like_an_interpolation(tmp_path):
+    run(tmp_path / "${x}", "trainer=smoke", "prune.rounds=0", "+model.optimizer.weight_decay=${data.batch_size}")
+    assert (tmp_path / "${x}" / "fast_dev_run" / "round-00" / "final.ckpt").exists()
+    told = "'+model.optimizer.weight_decay=${data.batch_size}'"
+    assert told in jobs.command(__file__)
 
 
 @pytest.mark.parametrize(

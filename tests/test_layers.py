@@ -60,7 +60,9 @@ FLOORS = (
     {"prunable", "at_init", "fit.chunks", "sparse"},
     {"records", "fit.monitor", "fit.learning_rates"},
     {"stopping"},
+    {"fit.facts", "fit.beside"},
     {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
+    {"fit.same_fit"},
     {
         "fit.early_stop",
         "fit.points",

@@ -306,7 +306,7 @@ def test_the_run_directory_holds_what_the_contract_says(tmp_path):
     play(tmp_path, rounds=1, controls=["reinit", "random_mask"], rewind_step=3, rewind=keep_weights)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     fit = {"done", "early_stop.ckpt", "final.ckpt", "metrics.csv", "ticket.safetensors"}
-    expected = {"config.yaml", "environment.json", "records.csv", "rewind.ckpt"}
+    expected = {"config.yaml", "environment.json", "fit.json", "records.csv", "rewind.ckpt"}
     expected |= {"points/step-0.ckpt", "points/step-3.ckpt"}
     for name in ("round-00", "round-01", "round-01/reinit", "round-01/random_mask"):
         expected |= {f"{name}/{file}" for file in fit}

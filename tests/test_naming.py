@@ -55,11 +55,36 @@ def test_the_choice_of_pruning_comes_first_however_it_was_made():
     assert told("a=2", "prune=one_shot", prune="one_shot") == "prune=one_shot,a=2"
 
 
-def test_odd_characters_are_replaced():
+def test_odd_characters_are_replaced_and_hashed():
     assert told("prune/criterion=movement") == "prune=iterative,prune_criterion=movement"
-    assert told("model.path=/a b/c:d", "x='q'") == "prune=iterative,model.path=_a_b_c_d,x=_q_"
+    assert told("prune.rewind_step=100 steps") == "prune=iterative,prune.rewind_step=100_steps"
+    assert told("model.path=/a b/c:d", "x='q'") == "prune=iterative,model.path=_a_b_c_d-30e6d88d,x=_q_-fb892bdc"
     assert told("model.widths=[3,4]", "model.lr=1e-3") == "prune=iterative,model.lr=1e-3,model.widths=[3,4]"
-    assert run_directory("my lab/net", "one_shot", [], 0) == "my_lab_net/prune=one_shot/seed=0"
+    assert run_directory("my lab/net", "one_shot", [], 0) == "my_lab_net-ed1872e4/prune=one_shot/seed=0"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('prune.prunable=["!*output*"]', 'prune.prunable=["*output*"]'),
+        ('prune.prunable=["+a"]', "prune.prunable=[+a]"),
+        ("model.path=/a b", "model.path=/a/b"),
+        ("model.path=/a/b", "model.path=_a_b"),
+        ("prune.rewind_step=100 steps", "prune.rewind_step=100_steps"),
+        ("model.width=${x}", "model.width=${y}"),
+    ],
+)
+def test_two_jobs_never_have_one_directory(one, other):
+    assert told(one) != told(other)
+
+
+odd = st.text("ab_ '\"!*/:[],$1", min_size=1, max_size=6)
+
+
+@given(odd, odd)
+def test_other_values_have_other_names(a, b):
+    assert (told(f"x={a}") == told(f"x={b}")) == (a == b)
+    assert (run_directory(a, "p", [], 0) == run_directory(b, "p", [], 0)) == (a == b)
 
 
 safe = re.compile(r"[\w.=,+~\[\]-]{1,120}/[\w.=,+~\[\]-]{1,120}/seed=\d+")
@@ -103,5 +128,8 @@ def test_hydras_own_list_of_overrides_gives_the_same_name_as_a_plain_one():
     )
     assert tree.directory == run_directory("lab", "iterative", given, 1)
     assert tree.directory == "lab/prune=iterative,model.widths=[1,2],model=conv2/seed=1"
+    tree.task = ["model.width=${somewhere.else}"]
+    assert tree.directory == run_directory("lab", "iterative", ["model.width=${somewhere.else}"], 1)
+    tree.task = given
     tree.seed = 2  # as in a sweep
     assert tree.directory.endswith("/seed=2")

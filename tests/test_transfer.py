@@ -56,7 +56,7 @@ def train(path, directory, model=Tiny, options=None, **arguments):
 
 def fit_next(tickets):
     ticket = next(tickets)
-    trainer(ticket).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
+    trainer(ticket, max_epochs=2).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
 
 
 def ticket_of(run, round=2):

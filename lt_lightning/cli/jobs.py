@@ -115,9 +115,23 @@ def command(script: str | os.PathLike[str]) -> str:
     Args:
         script: the file of the application, `__file__` there.
     """
-    hydra = HydraConfig.get()
-    own = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
-    return shlex.join(["python", os.path.relpath(script), *hydra.overrides.task, *own])
+    overrides = _as_written(HydraConfig.get().overrides)
+    own = [each for each in overrides["hydra"] if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    return shlex.join(["python", os.path.relpath(script), *overrides["task"], *own])
+
+
+def output_directory(hydra: Any) -> str:
+    """The run directory of the job at hand, as it is called on the disk: `runs/${x}` is a name like others there.
+
+    Args:
+        hydra: `HydraConfig.get()`, which would take such a name for an interpolation.
+    """
+    return _as_written(hydra.runtime)["output_dir"]
+
+
+def _as_written(node: Any) -> Any:
+    """A part of Hydra's configuration as plain values, in which texts with `${x}` are left as they are."""
+    return OmegaConf.to_container(node, resolve=False)
 
 
 def cluster() -> list[SLURMEnvironment]:
@@ -132,32 +146,35 @@ def _command_of_child(script: str | os.PathLike[str]) -> tuple[list[str], str]:
     spec = main.__spec__
     is_main = Path(getattr(main, "__file__", None) or "").resolve() == Path(script).resolve()
     program = ["-m", spec.name] if is_main and spec is not None else [str(Path(script).resolve())]
-    settings = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_NOT_FOR_CHILDREN)]
-    own = ["hydra.mode=RUN", f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    overrides, runtime = _as_written(hydra.overrides), _as_written(hydra.runtime)
+    settings = [each for each in overrides["hydra"] if not each.lstrip("+~").startswith(_NOT_FOR_CHILDREN)]
+    own = ["hydra.mode=RUN", f"hydra.run.dir={_quoted(output_directory(hydra))}", "hydra.output_subdir=null"]
     known = [key for key in ("id", "num") if not OmegaConf.is_missing(hydra.job, key)]  # in a sweep
     own += [f"hydra.job.{key}={_quoted(hydra.job[key])}" for key in known]
-    command = [sys.executable, *program, *_config_flags(hydra), *hydra.overrides.task, *settings, *own]
-    return command, hydra.runtime.cwd
+    command = [sys.executable, *program, *_config_flags(hydra), *overrides["task"], *settings, *own]
+    return command, runtime["cwd"]
 
 
 def _quoted(value: str | int) -> str:
     """A value as Hydra reads it back, whatever characters are in it.
 
-    >>> print(_quoted(3), _quoted("runs/a=[1],b's"))
-    3 'runs/a=[1],b\\'s'
+    >>> print(_quoted(3), _quoted("runs/a=[1],b's"), _quoted("${x}"))
+    3 'runs/a=[1],b\\'s' '\\${x}'
     """
-    return str(value) if isinstance(value, int) else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, int):
+        return str(value)
+    return QuotedString(value.replace("${", r"\${"), Quote.single).with_quotes()
 
 
 def _config_flags(hydra: Any) -> Iterator[str]:
     """Where the job's configuration lies: the first process may have been told on its command line."""
     if hydra.job.config_name is not None:
         yield from ("--config-name", hydra.job.config_name)
-    for source in hydra.runtime.config_sources:
-        path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
-        if source.provider == "main" and source.path:
+    for source in _as_written(hydra.runtime)["config_sources"]:
+        path = source["path"] if source["schema"] == "file" else f"{source['schema']}://{source['path']}"
+        if source["provider"] == "main" and source["path"]:
             yield from ("--config-path", path)
-        elif source.provider == "command-line":
+        elif source["provider"] == "command-line":
             yield from ("--config-dir", path)
 
 

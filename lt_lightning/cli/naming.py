@@ -14,26 +14,31 @@ _ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hy
 
 _LONGEST = 120
 
+_DURATION = re.compile(r"\d+ (steps?|epochs?)")
+
 
 def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
     """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
-    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed.
+    Overrides that cannot change a result are left out. Odd characters are replaced, with a hash of what was there, so
+    that other overrides have another name; over-long names are cut and hashed.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
+    >>> run_directory("default", "one_shot", ['prune.prunable=["!*head*"]'], 3)
+    'default/prune=one_shot,prune.prunable=[_head_]-3e22b136/seed=3'
     """
-    told = [f"prune={prune}", *sorted(text for text in overrides if _tells(text))]
-    return f"{study(name)}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+    told = [f"prune={prune}", *sorted(text for text in _texts(overrides) if _tells(text))]
+    return f"{study(name)}/{_short(','.join(map(_named, told)))}/seed={seed}"
 
 
 def study(name: str) -> str:
     """The folder of an experiment, below that of all runs.
 
-    >>> study("lr 0.1: a first try")
-    'lr_0.1_a_first_try'
+    >>> study("lr-0.1"), study("lr 0.1")
+    ('lr-0.1', 'lr_0.1-0b769978')
     """
-    return _short(_clean(name))
+    return _short(_named(str(name)))
 
 
 def register() -> None:
@@ -46,12 +51,28 @@ def _tells(override: str) -> bool:
     return not any(fnmatchcase(key, pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
 
 
-def _clean(text: str) -> str:
-    return re.sub(r"^\.+|[^\w.=,+~\[\]-]+", "_", str(text))
+def _texts(overrides: Sequence[str]) -> Sequence[str]:
+    """The overrides as they were written: the text of an interpolation (`model.width=${x}`), not its value."""
+    return OmegaConf.to_container(overrides, resolve=False) if OmegaConf.is_list(overrides) else overrides  # type: ignore[return-value]
+
+
+def _named(text: str) -> str:
+    """A text in harmless characters: other texts have other names."""
+    clean = re.sub(r"^\.+|[^\w.=,+~\[\]-]+", "_", text)
+    return clean if _is_readable(text, clean) else f"{clean}-{_digest(text)}"
+
+
+def _is_readable(text: str, clean: str) -> bool:
+    """Whether no other text that can be meant has this clean name: a group's `/`, and the space of "100 steps"."""
+    key, _, value = text.partition("=")
+    duration = _DURATION.fullmatch(value)
+    meant = f"{key.replace('/', '_')}={value.replace(' ', '_') if duration else value}" if value else text
+    return clean == meant and (bool(duration) or not _DURATION.fullmatch(value.replace("_", " ")))
 
 
 def _short(text: str) -> str:
-    if len(text) <= _LONGEST:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{text[: _LONGEST - 9]}-{digest}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 9]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

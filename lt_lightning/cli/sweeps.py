@@ -15,7 +15,7 @@ from unittest.mock import patch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweeper", "hydra/sweeper", "hparams_search")
 """Beginnings of overrides that are about the sweep as a whole."""
@@ -94,7 +94,8 @@ def table(failures: Sequence[Failure]) -> str:
 
 
 def _failure(launcher: Any, overrides: Sequence[str], error: BaseException) -> Failure:
-    settings = [*overrides, *launcher.config.hydra.overrides.hydra]
+    of_hydra: Any = OmegaConf.to_container(launcher.config.hydra.overrides.hydra, resolve=False)  # `${x}` stays a text
+    settings = [*overrides, *of_hydra]
     told = [each for each in settings if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
     return Failure(
         _directory(launcher, overrides), _last_line(error), shlex.join(["python", sys.argv[0], "--multirun", *told])

@@ -43,6 +43,7 @@ NEUTRAL = (
     "prune.keep_last",
     "prune.sparse",
     "prune.steps_per_batch",
+    "prune.may_vary*",
 )
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 
@@ -53,7 +54,7 @@ def check(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if they are of another configuration, the difference is shown; or of another release.
     """
-    if not (path.exists() and _has_results(path.parent)):
+    if not (path.exists() and has_results(path.parent)):
         return
     stored = _read(path)
     _check_layout(path.parent, stored, config)
@@ -69,7 +70,7 @@ def check(path: Path, config: Mapping[str, Any]) -> None:
 def claim(path: Path, config: Mapping[str, Any]) -> None:
     """Store the configuration, after `check`; the directory must be locked."""
     check(path, config)
-    if path.exists() and _has_results(path.parent) and not _has_grown(_read(path), config):
+    if path.exists() and has_results(path.parent) and not _has_grown(_read(path), config):
         return  # it says with what the results were computed, such as where the data lay then
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
@@ -106,7 +107,8 @@ def _is_more(now: Any, before: Any) -> bool:
     return before is None or now > before
 
 
-def _has_results(directory: Path) -> bool:
+def has_results(directory: Path) -> bool:
+    """Whether a run directory holds anything that a later fit may start from, or that was measured."""
     return any(any(directory.glob(pattern)) for pattern in ("points/*", "round-*/*.ckpt", "round-*/done"))
 
 

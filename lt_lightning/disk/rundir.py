@@ -63,6 +63,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def fit(self) -> Path:
+        """What the first fit was trained with, see `fit/facts.py`."""
+        return self.path / "fit.json"
+
+    @property
     def rewind_point(self) -> Path:
         """A link to the rewind point in use."""
         return self.path / "rewind.ckpt"

@@ -31,6 +31,7 @@ class Interruption:
         self.signal: int | None = None
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        self._ours: dict[int, Any] = {}
 
     @contextmanager
     def ends_the_run(self) -> Iterator[None]:
@@ -55,14 +56,22 @@ class Interruption:
         if alone:
             free = [n for n in SIGNALS if not _is_ignored(n) and (n != signal.SIGUSR1 or not _is_taken(n))]
             noted = [*free, REQUEUE] if _is_requeued() else free
-            self._before = _set_handlers(dict.fromkeys(noted, self._note))
+            self._listen(dict.fromkeys(noted, self._note))
         elif _is_requeued():
-            self._before = _set_handlers({signal.SIGTERM: lambda number, frame: None})
+            self._listen({signal.SIGTERM: lambda number, frame: None})
+
+    def _listen(self, handlers: dict[int, Any]) -> None:
+        self._ours, self._before = handlers, _set_handlers(handlers)
 
     def stop_noting(self) -> None:
-        """Leave the signals to whoever listened before."""
-        _set_handlers(self._before)
-        self._before = {}
+        """Restore the handlers that were there before, where ours are still in place.
+
+        At the end of a fit Lightning has put back its own earlier handlers already. Those that it had during the fit
+        belong to its Trainer, and would keep that and its model alive until the process ends.
+        """
+        still_ours = {n: old for n, old in self._before.items() if signal.getsignal(n) == self._ours[n]}
+        _set_handlers(still_ours)
+        self._before = self._ours = {}
         Interruption._others_decide = False
 
     def obey(self) -> None:

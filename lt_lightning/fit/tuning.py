@@ -30,6 +30,7 @@ class Tuning:
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
+        self._tuned: list[str] = []
         self._before: tuple[Any, Any] | None = None
 
     def prepare(self, trainer: L.Trainer, module: L.LightningModule, point: Path, key: str) -> bool:
@@ -59,10 +60,21 @@ class Tuning:
                 lightning_setattr(module, name, value)
             _take_away(trainer, finders)
             rank_zero_info(f"not searching again, as in round 0: {self.found}")
+        if self._tuned and not _finders(trainer):
+            self._take_tuned(module, point, key)
         return bool(_finders(trainer))
 
-    def begin(self, trainer: L.Trainer, seed: int) -> None:
+    def _take_tuned(self, module: L.LightningModule, point: Path, key: str) -> None:
+        """What a `Tuner` found counts in round 0; later ones train with that, whatever they found."""
+        stored = Checkpoint(point)["callbacks"][key].get("found", {}) if point.exists() else {}
+        self.found = {name: stored.get(name, lightning_getattr(module, name)) for name in self._tuned}
+        for name, value in self.found.items():
+            lightning_setattr(module, name, value)
+
+    def begin(self, trainer: L.Trainer, module: L.LightningModule, seed: int) -> None:
         """Remember what a search changes, and make what it draws a function of `seed`. Call before it."""
+        tuned = [name for each in _finders(trainer) if each._early_exit for name in _names(each, module)]
+        self._tuned = list(dict.fromkeys([*self._tuned, *tuned]))
         self._before = trainer.ckpt_path, random_state()
         seed_all(derive(seed, "search"))
 
