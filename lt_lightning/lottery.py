@@ -24,7 +24,7 @@ from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirect
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
 from lt_lightning.fit import chunks, lazy
-from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.interruption import Interruption, obey_together
 from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
@@ -263,10 +263,12 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
                 _remove_last(plan.directory.arm(round, arm), plan)
                 rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
+            obey_together()
             ticket = _prepare(plan, model, round, control)
             yield ticket
             _finish(ticket)
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
+    obey_together()
     _write_records(plan)
     if is_writer() and (last := max((each["round"] for each in plan.directory.finished()), default=0)) > plan.rounds:
         rank_zero_warn(
@@ -323,6 +325,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
                 continue
         if is_writer():
             liveness.tell(plan.directory.state, state="waiting", error=f"for {shared.directory.path}")
+        obey_together()
         time.sleep(next(naps))
     if is_writer():
         sharing.adopt(plan, shared)

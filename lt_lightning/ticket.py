@@ -21,7 +21,7 @@ from lt_lightning.disk.rundir import TICKET, ArmDirectory
 from lt_lightning.exchange.ticketfile import TicketFile, tensors_of
 from lt_lightning.fit import chunks, epoch_metrics, guard, hooks, moments, position, pulse, tuning
 from lt_lightning.fit.enforcement import Enforcement, gradients_matter
-from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.interruption import Interruption, leave_to_us
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.saving import Saving
 from lt_lightning.masks import Masks, all_kept, check_fit, density
@@ -141,6 +141,7 @@ class Ticket(Callback):
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
         end_at_exit()
         loading.adapt(trainer)
+        leave_to_us(trainer)
         pulse.add_to(trainer, self)
         if stage != "fit":
             return

@@ -330,6 +330,7 @@ def test_seeds_that_were_trained_before_wait_for_those_that_were_not(tmp_path, w
         assert_close(tmp_path / f"seed={n}", whole / f"seed={n}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed=2/round-00/final.ckpt", "seed=2/round-01/final.ckpt"])
 def test_seeds_that_ended_together_and_were_not_all_written_are_written(tmp_path, whole, monkeypatch, name):
     def killed(stage, path):

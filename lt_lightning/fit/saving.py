@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_lightning.disk import checkpoints
 from lt_lightning.disk.atomic import link, remove
 from lt_lightning.disk.rundir import ArmDirectory
-from lt_lightning.fit import epoch_metrics, moments, points, position
+from lt_lightning.fit import epoch_metrics, interruption, moments, points, position
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
 from lt_lightning.processes import broadcast, gather, is_writer, wait
@@ -71,10 +71,13 @@ class Saving:
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
         _warn_of_requeue(trainer)
         self._interruption.note(alone=trainer.world_size == 1)
+        if trainer.world_size > 1:
+            interruption.agree_before_each_batch(trainer, self._interruption.agree)
 
     def release(self, trainer: L.Trainer) -> None:
         """Save nothing any more, and leave signals to others."""
         self._interruption.stop_noting()
+        interruption.release(trainer)
         moments.release(trainer)
 
     def due_in(self, step: int) -> int | None:
