@@ -1,20 +1,25 @@
 """Files of a run may come from anybody: no command unpickles them, and none runs what they name."""
 
 import contextlib
+import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny import play
 from torch.distributed.checkpoint import FileSystemReader
 
 from lt_lightning.__main__ import main
+from lt_lightning.analysis import trust
 from lt_lightning.data import cache
 from lt_lightning.disk import parts
 from lt_lightning.disk.plain_pickle import Reader, read_metadata
 from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.exchange.ticketfile import TicketFile
 
 ARGUMENTS = {"rounds": 1, "controls": ["noise(0.5)"], "rewind_step": 2}
 FITS = ("round-00", "round-01", "round-01/noise_0.5")
@@ -53,17 +58,15 @@ def as_pickle(path, payload):
 
 
 def as_checkpoint(path, payload):
-    torch.save({"state_dict": payload, "callbacks": payload}, path)
+    with open(path, "wb") as file:
+        torch.save({"state_dict": payload, "callbacks": payload}, file)
 
 
-def as_yaml(path, payload):
-    path.write_text(f"lottery: !!python/object/apply:builtins.open [{payload.marker}, w]\n")
-
-
-def as_json(path, payload):
-    path.write_text(
-        f'{{"py/object": "builtins.open", "py/reduce": [{{"py/function": "builtins.open"}}, ["{payload.marker}"]]}}'
-    )
+def as_text(path, payload):
+    """As loaders of YAML and JSON read it that make objects."""
+    call = {"py/reduce": [{"py/function": "builtins.open"}, [str(payload.marker), "w"]]}
+    yaml = f"lottery: !!python/object/apply:builtins.open [{payload.marker}, w]\n"
+    path.write_text(yaml if path.suffix == ".yaml" else json.dumps(call))
 
 
 def as_array(path, payload):
@@ -71,17 +74,16 @@ def as_array(path, payload):
         np.savez(file, a=np.array([payload], dtype=object))
 
 
-FORMS = [as_pickle, as_checkpoint, as_yaml, as_json, as_array]
-FILES = [
+TEXTS = [
     *("config.yaml", "environment.json", "records.csv", "state.json", "stopped", "sparse.json", "round-00/trained_in"),
-    *(f"{fit}/{name}" for fit in FITS for name in ("ticket.safetensors", "metrics.csv", "done")),
-    *(f"{fit}/{name}.ckpt/{part}" for fit in FITS for name in ("final", "last") for part in (".metadata", "meta.pt")),
-    *(f"{fit}/{name}.ckpt/__0_0.distcp" for fit in FITS for name in ("final", "early_stop", "last")),
-    *(
-        f"points/step-{step}.ckpt/{part}"
-        for step in (0, 2)
-        for part in (".metadata", "meta.pt", "__0_0.distcp", "sha256")
-    ),
+    *(f"{fit}/{name}" for fit in FITS for name in ("metrics.csv", "done")),
+]
+IN_PARTS = [f"{fit}/{name}.ckpt" for fit in FITS for name in ("final", "last")] + ["points/step-0.ckpt"]
+FILES = [
+    *TEXTS,
+    *(f"{fit}/ticket.safetensors" for fit in FITS),
+    *(f"{path}/{part}" for path in IN_PARTS for part in (".metadata", "meta.pt", "__0_0.distcp")),
+    *("points/step-2.ckpt/.metadata", "round-00/early_stop.ckpt/.metadata", "points/step-2.ckpt/sha256"),
 ]
 
 
@@ -106,7 +108,8 @@ def seal(path):
 
 def try_all(run, output):
     """Run each command, and resume the run: once as it is, once with its last control to do."""
-    for arguments in commands(run, output):
+    every = [*commands(run, output)]
+    for arguments in every:
         with contextlib.suppress(Exception):
             main(arguments)
     for again in (run, shutil.copytree(run, output / "again", symlinks=True)):
@@ -114,24 +117,28 @@ def try_all(run, output):
             (again / "round-01" / "noise_0.5" / "done").unlink(missing_ok=True)
         with contextlib.suppress(Exception):
             play(again, keep_last=True, **ARGUMENTS)
+    return len(every)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", FORMS)
-def test_no_command_runs_what_a_file_of_a_run_says(finished, tmp_path, form, capsys, record_property):
+@pytest.mark.parametrize(("form", "files"), [(as_pickle, FILES), (as_checkpoint, FILES), (as_text, TEXTS)])
+def test_no_command_runs_what_a_file_of_a_run_says(finished, tmp_path, form, files, capsys, record_property):
     marker = tmp_path / "marker"
-    for number, name in enumerate(FILES):
+    for number, name in enumerate(files):
         run = shutil.copytree(finished, tmp_path / f"run-{number}", symlinks=True)
         output = tmp_path / f"output-{number}"
         output.mkdir()
         form(run / name, Payload(marker))
         seal(run / name)
-        try_all(run, output)
+        count = try_all(run, output)
         assert not marker.exists(), name
         shutil.rmtree(run)
         shutil.rmtree(output)
-    record_property("table", f"{form.__name__}: {len(FILES)} files, no payload was run")
+    record_property(
+        "table",
+        f"{form.__name__}: {len(files)} files, each read by {count} commands and two restarts: no payload was run",
+    )
 
 
 def test_the_metadata_of_a_directory_are_not_unpickled(run, tmp_path, capsys):
@@ -186,3 +193,53 @@ def test_a_cache_of_data_holds_no_objects(tmp_path):
     with np.load(file, allow_pickle=True) as arrays:
         arrays["a"]
     assert marker.exists()
+
+
+# What a stored configuration names
+
+KNOWN = {"_target_": "lt_lightning.models.Classifier", "network": {"_target_": "torch.nn.Linear"}}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.system", "command": "touch MARKER"},
+        {"_target_": "torch.os.system", "command": "touch MARKER"},
+        {"_target_": "lt_lightning.ticket_command.os.system", "command": "touch MARKER"},
+        {"_target_": "builtins.open", "file": "MARKER", "mode": "w"},
+        {"_target_": "lightning.pytorch.cli.LightningCLI"},
+        {"_target_": "lightning.LightningModule.load_from_checkpoint", "checkpoint_path": "MARKER"},
+        {"_target_": "lt_lightning.data.cache.cached"},
+        {"_target_": "torch.load", "f": "MARKER", "weights_only": False},
+        {"_target_": "torch.no_such_thing"},
+        KNOWN | {"network": [{"a": {"_target_": "my_project.network", "_partial_": True}}]},
+        KNOWN | {"network": {"_target_": ["os.system"]}},
+        KNOWN | {"network": "${oc.decode:'{_target_: os.system}'}"},
+    ],
+)
+def test_an_export_makes_only_what_fits_are_made_of(tmp_path, model, capsys):
+    marker = tmp_path / "marker"
+    config = json.loads(json.dumps({"model": model}).replace("MARKER", str(marker)))
+    config |= {key: {"_target_": "lightning.Trainer"} for key in ("data", "trainer")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    TicketFile({"w": torch.tensor([True, False])}, {"w": torch.ones(2)}).write(tmp_path / "ticket.safetensors")
+    export = ["ticket", "export", str(tmp_path), "--to", "onnx", "--output", str(tmp_path / "x.onnx")]
+    assert main(export) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"lt_lightning: {tmp_path / 'config.yaml'} may come from anybody, and it names code to run: model"
+    )
+    assert "Add --trust if you know where it comes from" in told
+    assert not marker.exists()
+    if model.get("_target_") == "builtins.open":
+        with contextlib.suppress(Exception):
+            main([*export, "--trust"])
+        assert marker.exists()
+
+
+def test_our_own_configurations_are_trusted():
+    conf = Path(__file__).parent.parent / "conf"
+    for path in [*conf.glob("model/*.yaml"), *conf.glob("trainer/*.yaml"), *conf.glob("experiment/*.yaml")]:
+        found = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "prune"}
+        targets = [value for key, value in trust._texts(found, "") if key.endswith("_target_")]
+        assert [each for each in targets if not trust._is_known(each)] == [], path
