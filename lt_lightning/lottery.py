@@ -20,12 +20,13 @@ from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
 from lt_lightning.disk.atomic import recover, remove, write_text
 from lt_lightning.disk.configuration import check, claim
-from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
+from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
 from lt_lightning.fit import chunks, lazy
 from lt_lightning.fit.interruption import Interruption, obey_together
 from lt_lightning.gradual import Gradual
+from lt_lightning.identity import mark
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
@@ -426,7 +427,8 @@ def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredi
         files.path.mkdir(parents=True, exist_ok=True)
         change = control.change
         changed = pruning.changed(plan, start, change, control.round, control.masks) if change else start
-        checkpoints.write(changed, files.start)
+        own = mark(plan, control.round, arm, files.start.name)
+        checkpoints.write({**changed, MARK: own}, files.start)
     return replace(control, start=str(files.start), change=None)
 
 
@@ -476,7 +478,7 @@ def _finish(ticket: Ticket) -> None:
     ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
         environment.note(ticket.plan.directory.path, liveness.command())
-        ticket.files.mark_done(ticket.record)
+        ticket.files.mark_done(ticket.record, mark(ticket.plan, ticket.round, ticket.arm, "done"))
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
     told = f"{ticket.name}: density {ticket.density:.4g}, {ticket.record['steps']} steps"

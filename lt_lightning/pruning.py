@@ -14,10 +14,11 @@ from lt_lightning.criteria import Evidence
 from lt_lightning.disk import checkpoints
 from lt_lightning.disk.loading import read_into
 from lt_lightning.disk.parts import Stored
-from lt_lightning.disk.rundir import ArmDirectory, Checkpoint, model_state
+from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, model_state
 from lt_lightning.exchange.ticketfile import TicketFile, read, tensors_of
 from lt_lightning.fit import position
 from lt_lightning.fit.probe import probe
+from lt_lightning.identity import mark
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import broadcast, is_writer
@@ -96,7 +97,8 @@ def _write_start(
         start = changed(plan, point, start.change, round, masks)
     if start is not point:
         target.path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write(start, target.start)
+        own = mark(plan, round, TICKET, target.start.name)
+        checkpoints.write({**start, MARK: own}, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 

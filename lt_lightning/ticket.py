@@ -24,6 +24,7 @@ from lt_lightning.fit.enforcement import Enforcement, gradients_matter
 from lt_lightning.fit.interruption import Interruption, leave_to_us
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.saving import Saving
+from lt_lightning.identity import mark
 from lt_lightning.masks import Masks, all_kept, check_fit, density
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, end_at_exit, gather, is_writer, wait
@@ -490,7 +491,8 @@ class Ticket(Callback):
         return self.round == 0 and self.arm == TICKET
 
     def _make_saving(self) -> Saving:
-        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
+        own = partial(mark, self.plan, self.round, self.arm)
+        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves, own)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""

@@ -10,7 +10,7 @@ import yaml
 
 from lt_lightning.disk.atomic import write_text
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the run directory: which files there are, and what they hold."""
 
 GROWING = (

@@ -22,6 +22,9 @@ TICKET = "ticket"
 NEXT = "next"
 SCRATCH = "fast_dev_run"
 
+MARK = "lt_lightning"
+"""The key under which a checkpoint says which file of which run it is; see `identity.py`."""
+
 
 class RunDirectory:
     """The paths of one run, and what they say about how far it is.
@@ -80,7 +83,12 @@ class RunDirectory:
     @property
     def stopped_after(self) -> int | None:
         """The round after which no other is trained; None if all are."""
-        return json.loads(self.stopped.read_text("utf-8"))["after_round"] if self.stopped.exists() else None
+        if not self.stopped.exists():
+            return None
+        try:
+            return int(json.loads(self.stopped.read_bytes())["after_round"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.stopped} does not say after which round: remove it, and run again.") from error
 
     @property
     def state(self) -> Path:
@@ -139,13 +147,13 @@ class ArmDirectory:
         self.sparse = path / "sparse.json"
         self.next = path / NEXT
 
-    def mark_done(self, record: Mapping[str, Any]) -> None:
-        """Write the marker: the record, the checksum of the curves, and one of the marker itself."""
+    def mark_done(self, record: Mapping[str, Any], mark: Mapping[str, Any] | None = None) -> None:
+        """Write the marker: the record, the checksum of the curves, what it is, and a checksum of the marker itself."""
         curves = digest(self.curves.read_bytes()) if self.curves.exists() else None
-        write_text(self.done, to_json({"record": record, "metrics.csv": curves}))
+        write_text(self.done, to_json({**({"is": mark} if mark else {}), "record": record, "metrics.csv": curves}))
 
     def read_done(self) -> dict[str, Any]:
-        """What the marker holds: `record`, and under `metrics.csv` the checksum of the curves."""
+        """What the marker holds: `record`, under `metrics.csv` the curves' checksum, and under `is` what it is."""
         return json.loads(self.done.read_text("utf-8"))
 
     def is_done_whole(self) -> bool:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_lightning.disk import checkpoints
 from lt_lightning.disk.atomic import link, remove
-from lt_lightning.disk.rundir import ArmDirectory
+from lt_lightning.disk.rundir import MARK, ArmDirectory
 from lt_lightning.fit import epoch_metrics, interruption, moments, points, position
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
@@ -37,13 +37,21 @@ class Saving:
         makes_points: whether it saves the rewind points.
         key: of the ticket's state in a checkpoint.
         write_curves: is called before `last.ckpt` is saved, so that both tell the same.
+        mark: file name → what that checkpoint says of itself.
     """
 
     def __init__(
-        self, plan: Plan, files: ArmDirectory, makes_points: bool, key: str, write_curves: Callable[[], None]
+        self,
+        plan: Plan,
+        files: ArmDirectory,
+        makes_points: bool,
+        key: str,
+        write_curves: Callable[[], None],
+        mark: Callable[[str], dict[str, Any]],
     ) -> None:
         self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
-        self._write_curves = write_curves
+        self._write_curves, self._mark = write_curves, mark
+        self._name = ""
         self._interruption = Interruption()
         self._together = 1
         self._saved_step = self._stepped = self._before = 0
@@ -125,6 +133,7 @@ class Saving:
         """Complete the checkpoints that are saved here; those of others are left alone."""
         if self._trim is None:
             return
+        checkpoint[MARK] = self._mark(self._name)
         if not self.saves_weights:
             checkpoint["should_stop"] = trainer.should_stop
             checkpoint["epoch_metrics"] = gather(epoch_metrics.state(trainer, self._in_epoch))
@@ -233,7 +242,7 @@ class Saving:
     def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
         if is_sharded(trainer.strategy):
             share_buffers(trainer.lightning_module)
-        self._trim = trim
+        self._trim, self._name = trim, path.name
         try:
             checkpoints.save(trainer, path, trim)
         finally:

@@ -26,6 +26,7 @@ class MLflow:
     """Log to MLflow: each round is a run below the summary run, whose steps are the rounds.
 
     Runs are found again by tags, so an interrupted round continues its run. What fails after the start is a warning.
+    MLflow's reports about how it is used are off, unless ``MLFLOW_DISABLE_TELEMETRY`` says otherwise.
 
     Args:
         directory: the run directory.
@@ -47,6 +48,7 @@ class MLflow:
         experiment: str | None = None,
         tickets: bool = False,
     ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported
         try:
             from mlflow import MlflowClient, set_tracking_uri
         except ImportError as error:
