@@ -4,6 +4,8 @@ import contextlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from tiny import play
 from torch.distributed.checkpoint import FileSystemReader
 
 from lt_lightning.__main__ import main
-from lt_lightning.analysis import trust
+from lt_lightning.analysis import page, trust
+from lt_lightning.cli.naming import run_directory
 from lt_lightning.data import cache
-from lt_lightning.disk import parts
+from lt_lightning.disk import configuration, parts, redact
 from lt_lightning.disk.plain_pickle import Reader, read_metadata
 from lt_lightning.disk.rundir import Checkpoint
 from lt_lightning.exchange.ticketfile import TicketFile
@@ -243,3 +246,83 @@ def test_our_own_configurations_are_trusted():
         found = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "prune"}
         targets = [value for key, value in trust._texts(found, "") if key.endswith("_target_")]
         assert [each for each in targets if not trust._is_known(each)] == [], path
+
+
+# Keys and passwords
+
+KEY = "0123456789abcdef0123456789abcdef01234567"  # as W&B's
+
+
+NAMES = [
+    "api_key",
+    "wandb_api_key",
+    "apiKey",
+    "hf_token",
+    "password",
+    "db_passwd",
+    "token",
+    "client_secret",
+    "authToken",
+]
+NAMES += ["aws_secret_access_key", "credentials", "private-key"]
+SHAPES = [("wandb_key", "Ab1"), ("key", "Xyz"), ("name", KEY), ("name", "hf_" + "a1" * 10), ("x", "sk-" + "a" * 24)]
+SHAPES += [("uri", "postgresql://me:abc@host/db")]
+PLAIN = [
+    ("image_key", "img"),
+    ("label_key", "labels"),
+    ("max_tokens", 5),
+    ("tokenizer", "gpt2"),
+    ("pad_token", "<pad>"),
+]
+PLAIN += [("monitor", "val/loss"), ("revision", KEY), ("sha256", "ab" * 32), ("keys", "a1"), ("api_key", None)]
+PLAIN += [("place", "/shared/keys/a1"), ("uri", "https://host/path"), ("is_secret", True)]
+
+
+@pytest.mark.parametrize(("name", "value"), [*((name, "abc") for name in NAMES), *SHAPES])
+def test_secrets_are_known_by_name_or_shape(name, value):
+    secret = "me:abc" if name == "uri" else value
+    assert secret not in str(redact.redacted({"a": [{name: value}]}))
+    assert secret not in " ".join(redact.redacted_arguments(["train.py", f"+a.{name}={value}"]))
+    assert secret not in redact.redacted_text(f"{{{name}: {value}}}")
+    one, other = ({"a": {name: each}} for each in (value, value[::-1] if name not in ("name", "x", "uri") else value))
+    assert configuration.compare(one, other) == []
+    assert configuration.fingerprint(one) == configuration.fingerprint(other)
+
+
+@pytest.mark.parametrize(("name", "value"), PLAIN)
+def test_what_is_no_secret_stays_and_is_compared(name, value):
+    assert redact.redacted({name: value}) == {name: value}
+    assert redact.redacted_arguments([f"{name}={value}"]) == [f"{name}={value}"]
+    assert len(configuration.compare({name: value}, {name: "another"})) == 1
+
+
+def test_a_key_is_written_nowhere_and_another_is_no_other_configuration(tmp_path, monkeypatch):
+    for key in (KEY, KEY[::-1]):
+        monkeypatch.setattr(sys, "orig_argv", ["python", "mine.py", f"+service.api_key={key}"])
+        config = {"service": {"api_key": key, "url": f"https://me:{key}@host"}}
+        play(tmp_path, rounds=0, config=config, options={"max_epochs": 1})
+    page.write(tmp_path)
+    texts = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [path.name for path, text in texts.items() if KEY.encode() in text or KEY[::-1].encode() in text] == []
+    assert "api_key: REDACTED" in (tmp_path / "config.yaml").read_text()
+    assert json.loads((tmp_path / "environment.json").read_text())[0]["command"] == (
+        "python mine.py +service.api_key=REDACTED"
+    )
+    assert "api_key: REDACTED" in (tmp_path / "report.html").read_text()
+
+
+def test_the_name_of_a_run_holds_no_key():
+    told = run_directory("mine", "iterative", ["+model.token=abc", "model=conv2"], 0)
+    assert told == "mine/prune=iterative,+model.token=REDACTED,model=conv2/seed=0"
+
+
+@pytest.mark.slow
+def test_a_key_on_the_command_line_is_written_nowhere(tmp_path):
+    """Least of all into what Hydra and W&B keep."""
+    overrides = ["prune.rounds=0", "trainer.max_epochs=1", "logger.mode=offline", f"+logger.settings.api_key={KEY}"]
+    command = [sys.executable, Path(__file__).parent.parent / "train.py", "--multirun", "seed=0", *overrides]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "environment.json", "report.html", "multirun.yaml"} <= {path.name for path in files}
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []

@@ -18,6 +18,7 @@ import yaml
 
 from lt_lightning.analysis import report, summary
 from lt_lightning.disk import environment, runs
+from lt_lightning.disk.redact import redacted_text
 from lt_lightning.records import Record, to_csv
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ def _records(directory: str | os.PathLike[str], told: Sequence[runs.Run], rows: 
 
 
 def _text(path: Path) -> str:
-    """A text as it is, line ends too."""
+    """A text as it is, line ends too, without secrets that a release before wrote down."""
     try:
-        return path.read_bytes().decode()
+        return redacted_text(path.read_bytes().decode())
     except OSError:
         return ""
 

@@ -32,6 +32,7 @@ from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 from omegaconf import OmegaConf
 
 from lt_lightning import processes
+from lt_lightning.disk.redact import redacted_arguments
 
 rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
 
@@ -112,12 +113,14 @@ def _deaf_to_ctrl_c(start: Callable[[Any], None]) -> Callable[[Any], None]:
 def command(script: str | os.PathLike[str]) -> str:
     """What to type, in the same directory, to run the job at hand again, alone: with it an interrupted run goes on.
 
+    Keys and passwords are left out.
+
     Args:
         script: the file of the application, `__file__` there.
     """
     hydra = HydraConfig.get()
     own = [each for each in hydra.overrides.hydra if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
-    return shlex.join(["python", os.path.relpath(script), *hydra.overrides.task, *own])
+    return shlex.join(["python", os.path.relpath(script), *redacted_arguments([*hydra.overrides.task, *own])])
 
 
 def cluster() -> list[SLURMEnvironment]:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from omegaconf import OmegaConf
 
 from lt_lightning.disk.configuration import NEUTRAL
+from lt_lightning.disk.redact import redacted_arguments
 
 _ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search", "study")
 """Overrides that the name already holds, or that choose hardware or a search."""
@@ -18,13 +19,14 @@ _LONGEST = 120
 def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
     """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
-    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed.
+    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed; what is
+    secret is no part of a name.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
     """
     told = [f"prune={prune}", *sorted(text for text in overrides if _tells(text))]
-    return f"{study(name)}/{_short(','.join(map(_clean, told)))}/seed={seed}"
+    return f"{study(name)}/{_short(','.join(map(_clean, redacted_arguments(told))))}/seed={seed}"
 
 
 def study(name: str) -> str:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lt_lightning.analysis.report import title
 from lt_lightning.disk.configuration import flatten
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points, token
 from lt_lightning.processes import is_writer
@@ -57,7 +58,7 @@ class MLflow:
             ) from error
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "mlflow"
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = redacted(config or {})
         self.tickets = tickets
         self._uri = tracking_uri or os.environ.get(_PLACE) or self.folder.absolute().as_uri()
         if self._uri.startswith("file:"):  # MLflow wants to hear that files are meant

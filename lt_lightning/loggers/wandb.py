@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points, table, token
 from lt_lightning.processes import is_writer
@@ -69,7 +70,7 @@ class Wandb:
         os.environ.setdefault(_TELLS_ITS_MAKER, "false")  # W&B looks at it when its own process starts
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "wandb"
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = redacted(config or {})
         self.mode = mode
         self.tickets = tickets
         self._settings = speed() | dict(init.pop("settings", {}))
