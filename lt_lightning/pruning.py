@@ -118,7 +118,7 @@ def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Ma
     if isinstance(state, Stored):
         raise ValueError(in_parts(control_name(change)))
     names = {plain_name(name): name for name in state}
-    first = _by_plain_name(model_state(Checkpoint(plan.directory.point(0))))
+    first = _by_plain_name(model_state(Checkpoint(_first_point(plan, "a control or rewind that changes weights"))))
     draws = generator(plan.seed, "change", control_name(unwrap(change)), round)
     weights: dict[str, Tensor] = {}
     for name, mask in masks.items():
@@ -127,6 +127,17 @@ def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Ma
         weights |= dict.fromkeys((each for each, value in state.items() if _is_same(value, old)), new)  # tied ones too
     kinds = [key for key in ("state_dict", "current_model_state") if key in start]
     return {**start, **{key: {**start[key], **weights} for key in kinds}}
+
+
+def _first_point(plan: Plan, what: str) -> Path:
+    """The point at step 0, whose weights something asks for."""
+    point, maker = plan.directory.point(0), plan.directory.arm(0).done
+    if not point.exists():
+        raise FileNotFoundError(
+            f"{point} is missing, whose weights {what} looks at. Put it back, or remove {maker} and run again: round 0 "
+            "is trained again then, and no other."
+        )
+    return point
 
 
 def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +187,7 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
         density=plan.schedule(round + 1),
         scope=plan.scope,
         seed=plan.seed,
-        read_initial=lambda: read(plan.directory.point(0)),
+        read_initial=lambda: read(_first_point(plan, f"the criterion {control_name(plan.criterion)}")),
         read_point=lambda: read(plan.directory.rewind_point),
         read_trained=trained,
         model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),

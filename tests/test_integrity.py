@@ -11,6 +11,7 @@ from test_lottery import Stop, StopAt, assert_same_state, final, records_without
 from tiny import Tiny, play
 
 from lt_lightning import keep_weights, load_ticket, lottery
+from lt_lightning.__main__ import main
 from lt_lightning.integrity import mend_config, set_aside_damaged
 
 ARGUMENTS = {"rounds": 2, "controls": ["reinit"], "rewind_step": 7, "rewind": keep_weights}
@@ -316,6 +317,33 @@ def test_rounds_that_were_trained_with_a_ticket_keep_it(run):
     (run / "round-00" / "done").unlink()
     play(run, **(ARGUMENTS | {"model": lambda: Tiny(lr=0.5)}))
     assert ticket.stat().st_mtime_ns == before
+
+
+HEADER = b"step,epoch,val/loss\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"val/loss", HEADER + b"1,0\n", HEADER + b"x,0,0.1\n"])
+def test_damaged_curves_of_a_finished_round_are_named(run, content, capsys):
+    path = run / "round-01" / "metrics.csv"
+    path.write_bytes(content)
+    assert main(["report", str(run)]) == (0 if content == b"val/loss" else 2)  # no rows are no curves
+    if content != b"val/loss":
+        told = capsys.readouterr().err
+        assert told.startswith(f"lt_lightning: {path} is damaged: ")
+        assert "Run the command again that made it: the round that wrote it is trained again." in told
+
+
+def test_a_first_point_that_was_removed_is_named_by_who_asks_for_it(tmp_path):
+    given = {"rounds": 1, "rewind_step": 7}
+    play(tmp_path, **given)
+    (tmp_path / "points" / "step-0.ckpt").unlink()
+    told = (
+        r"points/step-0\.ckpt is missing, whose weights a control or rewind .* Put it back, or remove .*00/done"
+    )
+    with pytest.raises(FileNotFoundError, match=told):
+        play(tmp_path, controls=["noise(0.5)"], **given)
+    (tmp_path / "round-00" / "done").unlink()
+    assert list(play(tmp_path, controls=["noise(0.5)"], **given)) == ["round-00", "round-01/noise_0.5"]
 
 
 # Configurations and layouts

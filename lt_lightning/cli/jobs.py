@@ -235,8 +235,11 @@ def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None
         if any(child.poll() for child in children):
             if over.wait(_GRACE):
                 return
+            codes = [child.poll() for child in children]
             for child in children:
                 child.kill()
+            if {-signal.SIGTERM, 128 + signal.SIGTERM} & set(codes):  # one was asked to end before it could say so
+                os._exit(128 + signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
