@@ -69,11 +69,17 @@ def difference(plan: Plan, path: Path, round: int, arm: str) -> str | None:
     if path.suffix == ".safetensors":
         wanted = {key: wanted[key] for key in ("round", "arm", "config")}
     elif path == plan.directory.rewind_point and _is_point(str(said.get("file"))):
-        wanted = {**mark(plan, round, arm, said["file"])}  # a copy, where links were followed
+        wanted = mark(plan, round, arm, _point_in_use(plan, said["file"]))  # a copy, where links were followed
     differing = [key for key in wanted if said.get(key) != wanted[key]]
     if not differing:
         return None
     return ", ".join(f"{key} {said.get(key, 'unknown')} instead of {wanted[key]}" for key in differing)
+
+
+def _point_in_use(plan: Plan, name: str) -> str:
+    """The name of the rewind point; that which is given, where the plan does not tell by steps."""
+    own = plan.directory.point(plan.rewind_step.count)
+    return own.name if plan.rewind_step.unit == "steps" and own.exists() else name
 
 
 def _said(path: Path) -> Mapping[str, Any]:

@@ -41,6 +41,7 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
         The damaged files, under their old names.
     """
     _set_aside_stopped(plan)
+    _mend_link(plan)
     damaged = [(made, why) for made in _to_check(plan) if made.path.exists() and (why := _fault(plan, made))]
     for made, why in damaged:
         aside = _rename(made.path)
@@ -65,6 +66,15 @@ def _set_aside_stopped(plan: Plan) -> None:
     except ValueError:
         aside = _rename(stopped)
         warnings.warn(f"{stopped} is damaged: it is now {aside.name}, and stop_when is asked again.", stacklevel=3)
+
+
+def _mend_link(plan: Plan) -> None:
+    """Let `rewind.ckpt` be a link to the point that the plan asks for, where it names that by steps."""
+    link, point = plan.directory.rewind_point, plan.directory.point(plan.rewind_step.count)
+    asked = plan.rewind_step.unit == "steps" and point.exists()
+    if asked and link.is_symlink() and link.resolve() != point.resolve():
+        warnings.warn(f"{link} was a link to {link.resolve().name}, and is one to {point.name} now.", stacklevel=3)
+        plan.directory.link_rewind_point(point)
 
 
 def _fault(plan: Plan, made: _Made) -> str | None:

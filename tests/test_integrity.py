@@ -157,6 +157,19 @@ def test_another_runs_last_checkpoint_is_not_continued_from(finished, tmp_path):
     assert records_without_time(tmp_path / "0") == records_without_time(finished)
 
 
+def test_a_rewind_point_of_another_step_is_not_started_from(run):
+    link = run / "rewind.ckpt"
+    link.unlink()
+    link.symlink_to("points/step-0.ckpt")
+    _, said = again(run, told="is one to step-7.ckpt now")
+    assert said == [f"{link} was a link to step-0.ckpt, and is one to step-7.ckpt now."]
+    assert link.resolve().name == "step-7.ckpt"
+    link.unlink()
+    shutil.copy(run / "points" / "step-0.ckpt", link)
+    assert "belongs elsewhere: it says file step-0.ckpt instead of step-7.ckpt" in again(run, told="belongs")[1][0]
+    assert link.resolve().name == "step-7.ckpt"
+
+
 @pytest.mark.parametrize("name", ["round-02/ticket.safetensors", "round-02/start.ckpt"])
 def test_a_damaged_ticket_is_made_again_for_a_control_that_is_to_do(finished, run, name):
     (run / "round-02" / "reinit" / "done").unlink()
@@ -337,9 +350,7 @@ def test_a_first_point_that_was_removed_is_named_by_who_asks_for_it(tmp_path):
     given = {"rounds": 1, "rewind_step": 7}
     play(tmp_path, **given)
     (tmp_path / "points" / "step-0.ckpt").unlink()
-    told = (
-        r"points/step-0\.ckpt is missing, whose weights a control or rewind .* Put it back, or remove .*00/done"
-    )
+    told = r"points/step-0\.ckpt is missing, whose weights a control or rewind .* Put it back, or remove .*00/done"
     with pytest.raises(FileNotFoundError, match=told):
         play(tmp_path, controls=["noise(0.5)"], **given)
     (tmp_path / "round-00" / "done").unlink()
