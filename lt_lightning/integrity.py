@@ -1,6 +1,7 @@
-"""What lies on disk is what was written, or it is set aside and the round that made it is trained again, and only that.
+"""What lies on disk is what was written there, or it is set aside and the round that made it is trained again alone.
 
-While rounds are missing, what they start from is looked at; once all are done, everything is.
+While rounds are missing, what they start from is looked at; once all are done, everything is. A file that is whole and
+belongs elsewhere, such as another round's ticket or another seed's checkpoint, is no better than a damaged one.
 """
 
 import os
@@ -19,17 +20,19 @@ from lt_lightning.disk.configuration import compare
 from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint
 from lt_lightning.exchange import ticketfile
 from lt_lightning.fit import same_fit
+from lt_lightning.identity import difference
 from lt_lightning.plan import Plan
 from lt_lightning.records import are_curves_whole
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A file, and the fit (round, arm) that makes it."""
+    """A file, the fit (round, arm) that makes it, and the round whose file it is: a ticket's is the one after."""
 
     path: Path
     round: int
     arm: str
+    of: int
 
 
 def set_aside_damaged(plan: Plan) -> list[Path]:
@@ -39,19 +42,56 @@ def set_aside_damaged(plan: Plan) -> list[Path]:
         The damaged files, under their old names.
     """
     same_fit.read(plan.directory.fit)
-    damaged = [made for made in _to_check(plan) if made.path.exists() and not is_whole(made.path)]
-    for made in damaged:
+    _set_aside_stopped(plan)
+    _mend_link(plan)
+    damaged = [(made, why) for made in _to_check(plan) if made.path.exists() and (why := _fault(plan, made))]
+    for made, why in damaged:
         aside = _rename(made.path)
         maker = plan.directory.arm(made.round, made.arm)
         makers = [maker, plan.directory.arm(made.round + 1)] if _is_tightened(plan, made) else [maker]
-        for path in (path for each in makers for path in (each.done, each.last)):
+        ends_anew = made.path == maker.final and not maker.done.exists()  # it is written from last.ckpt alone
+        for path in (path for each in makers for path in (each.done, each.last) if not ends_anew):
             remove(path)
         warnings.warn(
-            f"{made.path} is damaged: it does not hold what was written. It is now {aside.name}, and "
-            f"round {made.round} ({made.arm}), which makes it, is trained again; no other round is.",
+            f"{made.path} {why}. It is now {aside.name}, and round {made.round} ({made.arm}), which makes it, "
+            f"{'goes on' if ends_anew else 'is trained again'}; no other round is.",
             stacklevel=2,
         )
-    return [made.path for made in damaged]
+    return [made.path for made, _ in damaged]
+
+
+def _set_aside_stopped(plan: Plan) -> None:
+    """Nothing depends on `stopped` but what was not trained: `stop_when` is asked again before every round."""
+    stopped = plan.directory.stopped
+    try:
+        _ = plan.directory.stopped_after
+    except ValueError:
+        aside = _rename(stopped)
+        warnings.warn(f"{stopped} is damaged: it is now {aside.name}, and stop_when is asked again.", stacklevel=3)
+
+
+def _mend_link(plan: Plan) -> None:
+    """Let `rewind.ckpt` be a link to the point that the plan asks for, where it names that by steps."""
+    link, point = plan.directory.rewind_point, plan.directory.point(plan.rewind_step.count)
+    asked = plan.rewind_step.unit == "steps" and point.exists()
+    if asked and link.is_symlink() and link.resolve() != point.resolve():
+        warnings.warn(f"{link} was a link to {link.resolve().name}, and is one to {point.name} now.", stacklevel=3)
+        plan.directory.link_rewind_point(point)
+
+
+def _fault(plan: Plan, made: _Made) -> str | None:
+    """What is wrong with a file; None: nothing."""
+    if not is_whole(made.path):
+        return "is damaged: it does not hold what was written"
+    if made.path.name == "metrics.csv":
+        return None  # what belongs to it knows its checksum
+    other = difference(plan, made.path, made.of, made.arm)
+    return f"belongs elsewhere: it says {other}" if other else None
+
+
+def is_sound(plan: Plan, path: Path, round: int, arm: str) -> bool:
+    """Whether a file of a fit is whole, and the one that belongs there."""
+    return _fault(plan, _Made(path, round, arm, round)) is None
 
 
 def _is_tightened(plan: Plan, made: _Made) -> bool:
@@ -92,28 +132,33 @@ def _to_check(plan: Plan) -> list[_Made]:
     """Markers first: what they know about other files counts only if they are whole."""
     stopped = plan.directory.stopped_after
     arms = [fit for fit in plan.arms if stopped is None or fit[0] <= stopped]
-    markers = [_Made(plan.directory.arm(*fit).done, *fit) for fit in plan.arms]
-    finished = {fit for fit in arms if (done := plan.directory.arm(*fit)).done.exists() and done.is_done_whole()}
+    markers = [_Made(plan.directory.arm(*fit).done, *fit, fit[0]) for fit in plan.arms]
+    finished = {fit for fit in arms if (done := plan.directory.arm(*fit).done).exists() and is_sound(plan, done, *fit)}
     complete = len(finished) == len(arms)
     starts = [made for fit in plan.arms if complete or fit not in finished for made in _starts(plan, *fit)]
     results = [made for fit in arms if complete for made in _results(plan, *fit)]
-    return [*markers, *_points(plan), *starts, *results]
+    return [*dict.fromkeys([*markers, *_points(plan), *starts, *results])]
 
 
 def _points(plan: Plan) -> Iterator[_Made]:
     rewind = plan.directory.rewind_point
     copied = [rewind] if rewind.exists() and not rewind.is_symlink() else []
     for path in (*sorted(plan.directory.point(0).parent.glob("step-*.ckpt")), *copied):
-        yield _Made(path, 0, TICKET)
+        yield _Made(path, 0, TICKET, 0)
 
 
 def _starts(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
-    """What a fit starts from or continues from. A ticket is made by the round before, but a control's by itself."""
-    files = plan.directory.arm(round, arm)
-    maker = max(round - 1, 0) if arm == TICKET else round
-    yield from (_Made(path, maker, arm) for path in (files.ticket, files.start))
+    """What a fit starts from or continues from. A ticket is made by the round before, but a control's by itself.
+
+    A control is made of its round's ticket.
+    """
+    files, ticket = plan.directory.arm(round, arm), plan.directory.arm(round)
+    yield from (_Made(path, max(round - 1, 0), TICKET, round) for path in (ticket.ticket, ticket.start))
+    if arm != TICKET:
+        yield from (_Made(path, round, arm, round) for path in (files.ticket, files.start))
     if not files.done.exists():
-        yield from (_Made(path, round, arm) for path in (files.last, files.early_stop, files.curves))
+        unfinished = (files.last, files.early_stop, files.final, files.curves)
+        yield from (_Made(path, round, arm, round) for path in unfinished)
     if arm == TICKET and round > 0:
         yield from _next(plan, round - 1)
 
@@ -121,7 +166,7 @@ def _starts(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
 def _results(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
     files = plan.directory.arm(round, arm)
     last = [files.last] if plan.keep_last else []
-    yield from (_Made(path, round, arm) for path in (files.final, files.early_stop, files.curves, *last))
+    yield from (_Made(path, round, arm, round) for path in (files.final, files.early_stop, files.curves, *last))
     if arm == TICKET:
         yield from _next(plan, round)
 
@@ -129,7 +174,7 @@ def _results(plan: Plan, round: int, arm: str) -> Iterator[_Made]:
 def _next(plan: Plan, round: int) -> Iterator[_Made]:
     """The ticket that was found after the last round."""
     waiting = ArmDirectory(plan.directory.arm(round).next)
-    yield from (_Made(path, round, TICKET) for path in (waiting.ticket, waiting.start))
+    yield from (_Made(path, round, TICKET, round + 1) for path in (waiting.ticket, waiting.start))
 
 
 def mend_config(plan: Plan) -> None:

@@ -19,13 +19,14 @@ from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
 from lt_lightning.disk.atomic import recover, remove, write_text
 from lt_lightning.disk.configuration import check, claim
-from lt_lightning.disk.rundir import TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
+from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
 from lt_lightning.fit import chunks, same_fit
-from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.interruption import Interruption, obey_together
 from lt_lightning.fresh import Model, fresh_module, make
 from lt_lightning.gradual import Gradual
+from lt_lightning.identity import mark
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
@@ -269,11 +270,13 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
                 _remove_last(plan.directory.arm(round, arm), plan)
                 rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
+            obey_together()
             ticket = _prepare(plan, model, round, control)
             trained = True
             yield ticket
             _finish(ticket)
             plan = ticket.plan  # a trial run (fast_dev_run) goes on in a directory of its own
+    obey_together()
     if not trained:
         same_fit.check_again(plan, lambda: unwrap_compiled(fresh_module(model, derive(plan.seed_init, "init"))))
     _write_records(plan)
@@ -333,6 +336,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
                 continue
         if is_writer():
             liveness.tell(plan.directory.state, state="waiting", error=f"for {shared.directory.path}")
+        obey_together()
         time.sleep(next(naps))
     if is_writer():
         sharing.adopt(plan, shared)
@@ -451,7 +455,8 @@ def _write_own_start(plan: Plan, arm: str, control: Ingredients, ticket: Ingredi
         changed = pruning.changed(plan, start, change, control.round, control.masks) if change else start
         if change:
             unchanged.check_start(arm, model_state(start), changed["state_dict"], control.masks)
-        checkpoints.write(changed, files.start)
+        own = mark(plan, control.round, arm, files.start.name)
+        checkpoints.write({**changed, MARK: own}, files.start)
     return replace(control, start=str(files.start), change=None)
 
 
@@ -480,7 +485,8 @@ def _finish(ticket: Ticket) -> None:
     ticket.release_model()
     if is_writer() and not ticket.plan.directory.is_scratch:
         environment.note(ticket.plan.directory.path, liveness.command())
-        ticket.files.mark_done(ticket.record, ticket.monitor_found)
+        own = mark(ticket.plan, ticket.round, ticket.arm, "done")
+        ticket.files.mark_done(ticket.record, own, ticket.monitor_found)
         _remove_last(ticket.files, ticket.plan)
     _write_records(ticket.plan)
     told = f"{ticket.name}: density {ticket.density:.4g}, {ticket.record['steps']} steps"

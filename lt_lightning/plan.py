@@ -10,6 +10,7 @@ from typing import Any
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
 from lt_lightning.disk.configuration import LAYOUT, fingerprint
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import NEXT, TICKET, RunDirectory
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.gradual import Gradual
@@ -77,9 +78,9 @@ class Plan:
         return [(0, TICKET), *((n, arm) for n in range(1, self.rounds + 1) for arm in (TICKET, *controls))]
 
     def checked(self) -> "Plan":
-        """The plan with itself described in its configuration; a ValueError for what cannot work."""
+        """The plan with itself described in its configuration, without secrets; a ValueError for what cannot work."""
         self._check()
-        return replace(self, config={**describe(self.config), "lottery": self.describe()})
+        return replace(self, config=redacted({**describe(self.config), "lottery": self.describe()}))
 
     def _check(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 0:

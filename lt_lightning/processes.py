@@ -88,6 +88,31 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def highest(value: int) -> int:
+    """The highest of the values that the processes have; each must come here.
+
+    >>> highest(3)
+    3
+    """
+    if _distributed():
+        told = torch.tensor([value], device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return int(told.item())
+    store = _store()
+    if store is None:
+        return value
+    _said["highest"] += 1
+    rank, world_size = _place()
+    keys = [f"highest {_said['highest']} {each}" for each in range(world_size)]
+    store.set(keys[rank], str(value))
+    return max(int(store.get(key)) for key in keys)
+
+
+def is_several() -> bool:
+    """Whether there are other processes, which this one waits for in a fit and between fits."""
+    return torch.distributed.get_world_size() > 1 if _distributed() else _place()[1] > 1
+
+
 def end_at_exit() -> None:
     """Let the process group end before Python does: its threads may else abort the process. Call when there is one."""
     if _distributed():

@@ -14,10 +14,11 @@ from lt_lightning.criteria import Evidence
 from lt_lightning.disk import checkpoints
 from lt_lightning.disk.loading import read_into
 from lt_lightning.disk.parts import Stored
-from lt_lightning.disk.rundir import ArmDirectory, Checkpoint, model_state
+from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, model_state
 from lt_lightning.exchange.ticketfile import TicketFile, read, tensors_of
 from lt_lightning.fit import position
 from lt_lightning.fit.probe import probe
+from lt_lightning.identity import mark
 from lt_lightning.masks import Masks, plain_name
 from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import broadcast, is_writer
@@ -96,7 +97,8 @@ def _write_start(
         start = changed(plan, point, start.change, round, masks)
     if start is not point:
         target.path.mkdir(parents=True, exist_ok=True)
-        checkpoints.write(start, target.start)
+        own = mark(plan, round, TICKET, target.start.name)
+        checkpoints.write({**start, MARK: own}, target.start)
     return "point" if start is point else "file", tensors_of(model_state(start))
 
 
@@ -116,7 +118,7 @@ def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Ma
     if isinstance(state, Stored):
         raise ValueError(in_parts(control_name(change)))
     names = {plain_name(name): name for name in state}
-    first = _by_plain_name(model_state(Checkpoint(plan.directory.point(0))))
+    first = _by_plain_name(model_state(Checkpoint(_first_point(plan, "a control or rewind that changes weights"))))
     draws = generator(plan.seed, "change", control_name(unwrap(change)), round)
     weights: dict[str, Tensor] = {}
     for name, mask in masks.items():
@@ -125,6 +127,17 @@ def changed(plan: Plan, start: Checkpoint, change: Change, round: int, masks: Ma
         weights |= dict.fromkeys((each for each, value in state.items() if _is_same(value, old)), new)  # tied ones too
     kinds = [key for key in ("state_dict", "current_model_state") if key in start]
     return {**start, **{key: {**start[key], **weights} for key in kinds}}
+
+
+def _first_point(plan: Plan, what: str) -> Path:
+    """The point at step 0, whose weights something asks for."""
+    point, maker = plan.directory.point(0), plan.directory.arm(0).done
+    if not point.exists():
+        raise FileNotFoundError(
+            f"{point} is missing, whose weights {what} looks at. Put it back, or remove {maker} and run again: round 0 "
+            "is trained again then, and no other."
+        )
+    return point
 
 
 def _by_plain_name(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +187,7 @@ def gather_evidence(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) ->
         density=plan.schedule(round + 1),
         scope=plan.scope,
         seed=plan.seed,
-        read_initial=lambda: read(plan.directory.point(0)),
+        read_initial=lambda: read(_first_point(plan, f"the criterion {control_name(plan.criterion)}")),
         read_point=lambda: read(plan.directory.rewind_point),
         read_trained=trained,
         model=lambda weights, *inputs: torch.func.functional_call(module, dict(weights), inputs),

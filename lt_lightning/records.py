@@ -4,7 +4,8 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value if key == "arm" else _parse(value) for key, value in row.items()} for row in rows]
+    with told_if_damaged(path), open(path, newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file, strict=True)) or [[]]
+        named = [zip(header, row, strict=True) for row in rows]
+        return [{key: value if key == "arm" else _parse(value) for key, value in row} for row in named]
+
+
+@contextmanager
+def told_if_damaged(path: Path) -> Iterator[None]:
+    """Let an error about the content of a file that a run has written name the file, and say what to do."""
+    try:
+        yield
+    except (ValueError, IndexError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}. Run the command again that made it: the round that wrote it is trained again."
+        ) from error
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]], first: Iterable[str] = ()) -> str:

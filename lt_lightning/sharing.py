@@ -9,20 +9,19 @@ interrupted at the very end. `lottery` says when; here is how.
 import os
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from lt_lightning.criteria import magnitude
 from lt_lightning.disk import liveness, lock
 from lt_lightning.disk.atomic import link, remove, take_copy, write_text
-from lt_lightning.disk.configuration import fingerprint
-from lt_lightning.disk.rundir import RunDirectory
+from lt_lightning.disk.rundir import TICKET, RunDirectory
 from lt_lightning.fit import points
-from lt_lightning.integrity import is_whole
+from lt_lightning.identity import training, training_config
+from lt_lightning.integrity import is_sound
 from lt_lightning.plan import Plan
 from lt_lightning.rewinds import RewindStep, parse_step, to_point
 from lt_lightning.scopes import globally
@@ -35,9 +34,6 @@ WAIT = "wait"
 
 Todo = RewindStep | str | None
 """What to train before a run can go on: DENSE, or up to a point; or WAIT; None if nothing is missing."""
-
-_PRUNING = ("lottery", "prune", "seed", "share_dense")
-"""Entries of a configuration that round 0 does not depend on."""
 
 _LONGEST_NAP = 5.0
 """Seconds between two looks at what another process is at work on."""
@@ -60,12 +56,9 @@ def plan_of(plan: Plan, root: Path) -> Plan:
             "...), or leave dense_directory out."
         )
     wanted = {str(step): step for step in (*plan.points, plan.rewind_step) if step.count > 0}
-    config = _training(plan.config, plan.seed)
-    seeds = _relative("", {"seed_init": plan.seed_init, "seed_data": plan.seed_data}, plan.seed)
-    key = fingerprint({**config, "lottery": {**seeds, "monitor": plan.monitor, "mode": plan.mode}})
     return replace(
         plan,
-        directory=RunDirectory(root / key / f"seed={plan.seed}"),
+        directory=RunDirectory(root / training(plan) / f"seed={plan.seed}"),
         rounds=0,
         schedule=_dense_alone,
         criterion=magnitude,
@@ -80,20 +73,8 @@ def plan_of(plan: Plan, root: Path) -> Plan:
         early_bird=None,
         stop_when=None,
         keep_last=True,
-        config=config,
+        config=training_config(plan.config, plan.seed),
     ).checked()
-
-
-def _training(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The part of a configuration that round 0 depends on; seeds that follow the run's say so, to be alike in all."""
-    kept = {key: value for key, value in config.items() if key not in _PRUNING}
-    return {key: _relative(key, value, seed) for key, value in kept.items()}
-
-
-def _relative(key: str, value: Any, seed: int) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _relative(str(name), each, seed) for name, each in value.items()}
-    return "the run's" if key.startswith("seed") and value == seed else value
 
 
 def _dense_alone(round: int) -> float:
@@ -143,7 +124,9 @@ def _is_whole(shared: Plan) -> bool:
     files = shared.directory.arm(0)
     needed = (files.done, files.last, files.final)
     there = [*needed, files.curves, files.early_stop, *shared.directory.point(0).parent.glob("step-*.ckpt")]
-    return all(path.exists() for path in needed) and all(is_whole(path) for path in there if path.exists())
+    return all(path.exists() for path in needed) and all(
+        is_sound(shared, path, 0, TICKET) for path in there if path.exists()
+    )
 
 
 def make_ready(shared: Plan) -> None:

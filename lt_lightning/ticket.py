@@ -35,11 +35,12 @@ from lt_lightning.fit import (
     tuning,
 )
 from lt_lightning.fit.enforcement import Enforcement
-from lt_lightning.fit.interruption import Interruption
+from lt_lightning.fit.interruption import Interruption, leave_to_us
 from lt_lightning.fit.learning_rates import LearningRates
 from lt_lightning.fit.measurements import Measurements
 from lt_lightning.fit.same_fit import SameFit
 from lt_lightning.fit.saving import Saving
+from lt_lightning.identity import mark
 from lt_lightning.masks import Masks, all_kept, check_fit, density, plain_name
 from lt_lightning.plan import Plan, unwrap
 from lt_lightning.processes import broadcast, end_at_exit, gather, wait
@@ -187,6 +188,7 @@ class Ticket(Callback):
         """Refuse what cannot be right, and go last, so that nothing changes a gradient or a state after us."""
         end_at_exit()
         loading.adapt(trainer)
+        leave_to_us(trainer)
         pulse.add_to(trainer, self)
         if stage == "test":
             self._seed("test", trainer)  # before its loaders draw
@@ -605,7 +607,8 @@ class Ticket(Callback):
         return self.round == 0 and self.arm == TICKET
 
     def _make_saving(self) -> Saving:
-        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves)
+        own = partial(mark, self.plan, self.round, self.arm)
+        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves, own)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""

@@ -48,7 +48,8 @@ _EXPORT = """\
 
 The weights are those that the round starts from, or with --weights those of a checkpoint. A state dict is written for
 torch.load (.pt, .pth, .ckpt, .bin) or as safetensors, as F ends. ONNX needs the model: that of the run's config.yaml if
-train.py has made it, or --model; and the shape of its input, unless it has an example_input_array.
+train.py has made it, or --model; and the shape of its input, unless it has an example_input_array. A config.yaml may
+name code of lt_lightning, lightning and torch; other code is run with --trust alone.
 
 examples:
   python -m lt_lightning ticket export runs/mine/round-03 --to state-dict --output start.safetensors
@@ -93,6 +94,7 @@ def add(commands: Any, style: Any) -> None:
     export.add_argument("--to", choices=FORMS, required=True, help="the form, see below")
     export.add_argument("--weights", metavar="CHECKPOINT", help="whose weights; the ticket's own if left out")
     export.add_argument("--model", metavar="MODULE:FUNCTION", help="for onnx: what makes the model")
+    export.add_argument("--trust", action="store_true", help="for onnx: run whatever code the run's config.yaml names")
     export.add_argument("--input", metavar="SHAPE", help="for onnx: as 1,3,32,32, or 1,64:int64 if not of floats")
     apply = action("apply", "masks applied to the weights of a checkpoint", _APPLY, _apply)
     apply.add_argument("checkpoint", metavar="CHECKPOINT", help="whose weights")
@@ -268,7 +270,7 @@ def _model_and_input(given: argparse.Namespace, state: Mapping[str, "Tensor"]) -
     """The model with these weights, and an input for it."""
     from lt_lightning.exchange import apply
 
-    model = _made(given.model) if given.model else _of_run(given.path)
+    model = _made(given.model) if given.model else _of_run(given.path, given.trust)
     apply.apply(model, {}, state, complete=True)
     example: Any = getattr(model, "example_input_array", None) if given.input is None else _input(given.input)
     if example is None:
@@ -299,7 +301,7 @@ def _made(name: str) -> "nn.Module":
         sys.path.remove(os.getcwd())
 
 
-def _of_run(path: str) -> "nn.Module":
+def _of_run(path: str, trust: bool) -> "nn.Module":
     from lt_lightning.analysis import recipe
 
     above: Sequence[Path] = Path(path).resolve().parents
@@ -307,8 +309,8 @@ def _of_run(path: str) -> "nn.Module":
     if run is None:
         raise ValueError(f"{path} does not lie in a run directory: say what makes the model, --model MODULE:FUNCTION.")
     try:
-        return recipe.of_run(run).make_model()
-    except ValueError as error:
+        return recipe.of_run(run, trust=trust, parts=["model"]).make_model()
+    except recipe.NotTold as error:
         raise ValueError(
             f"{run / 'config.yaml'} does not tell how to make the model: say so with --model MODULE:FUNCTION."
         ) from error

@@ -1,12 +1,17 @@
 """Ctrl-C, SIGTERM and SIGUSR1: the fit ends after the step at hand, its state is saved, no step is trained twice."""
 
+import inspect
 import logging
 import os
+import random
 import signal
 import threading
+import time
 import warnings
+from contextlib import suppress
 
 import lightning as L
+import pair
 import pytest
 from sampling import few
 from test_lottery import assert_same_state, final, records_without_time
@@ -183,3 +188,53 @@ def test_the_program_is_told_where_it_goes_on(tmp_path, caplog):
     said = " ".join(record.getMessage() for record in caplog.records)
     assert f"interrupted: {tmp_path}/round-00/last.ckpt is saved, and the same program goes on from there" in said
     assert "round-00 continues at step 8" in said
+
+
+# Several processes
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_ends_both_with_all_saved(tmp_path, record_property):
+    """50 SIGTERMs at random instants, from before the process group to the end; the run goes on each time."""
+    draws, ended, runs = random.Random(0), [], 0
+    begin = time.monotonic()
+    assert pair.ends(pair.start(tmp_path / "whole"), 120) == [0, 0]
+    length = time.monotonic() - begin
+    while len(ended) < 50:
+        directory, rank, delay = tmp_path / f"told-{runs}", draws.randrange(2), draws.uniform(0, 0.8 * length)
+        processes = pair.start(directory)
+        time.sleep(delay)
+        with suppress(ProcessLookupError):
+            os.kill(processes[rank], signal.SIGTERM)
+        begin = time.monotonic()
+        codes = pair.ends(processes, 60)
+        late = codes[1 - rank] == 0 and codes[rank] in (0, -signal.SIGTERM)  # the run was over
+        assert late or codes == [143, 143], f"{directory}: rank {rank} after {delay:.2f} s: {codes}"
+        ended.append((not late, rank, time.monotonic() - begin))
+        if late:
+            assert_alike(directory, tmp_path / "whole")
+            runs += 1
+    assert pair.ends(pair.start(directory), 120) == [0, 0]
+    assert_alike(directory, tmp_path / "whole")
+    told = [sum(is_told and rank == each for is_told, rank, _ in ended) for each in range(2)]
+    longest = max(seconds for *_, seconds in ended)
+    record_property(
+        "table",
+        f"50 SIGTERMs: {told[0]} to the first and {told[1]} to the second process ended both with 143, "
+        f"{50 - sum(told)} came too late; none hung, the longest took {longest:.1f} s; {runs + 1} runs, the same bits",
+    )
+    assert sum(told) >= 30
+
+
+def assert_alike(told, whole):
+    assert records_without_time(told) == records_without_time(whole)
+    for fit in ("round-00", "round-01", "round-01/reinit", "round-02", "round-02/reinit"):
+        assert_same_state(final(told, fit), final(whole, fit))
+
+
+def test_lightning_asks_before_each_batch_and_has_a_handler_of_its_own():
+    """The names that are replaced while several processes train."""
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert callable(trainer._signal_connector._sigterm_notifier_fn)
+    assert "_broadcast_sigterm_tensor" in inspect.getsource(type(trainer.fit_loop.epoch_loop).advance)
+    assert "[self._sigterm_notifier_fn]" in inspect.getsource(trainer._signal_connector.register_signal_handlers)

@@ -22,6 +22,8 @@ FLOORS = (
         *("masks", "seeding", "processes", "parametrized", "exchange.hub"),
         *(
             "disk.atomic",
+            "disk.plain_pickle",
+            "disk.redact",
             "disk.checksum",
             "fit.interruption",
             "disk.liveness",
@@ -62,7 +64,7 @@ FLOORS = (
     {"stopping"},
     {"fit.facts", "fit.beside"},
     {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
-    {"fit.same_fit"},
+    {"fit.same_fit", "identity"},
     {
         "fit.early_stop",
         "fit.points",

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from lt_lightning import cubically, fine_tune, keep_weights, lottery, magnitude_increase, one_shot, snip
 from lt_lightning.data import Images, Splits, digits, flip_crop
-from lt_lightning.disk import lock
+from lt_lightning.disk import atomic, lock
 from lt_lightning.disk.runs import find
 from lt_lightning.early_bird import settled
 from lt_lightning.exchange import ticketfile
@@ -334,6 +334,29 @@ def test_seeds_that_were_trained_before_wait_for_those_that_were_not(tmp_path, w
     assert play(tmp_path, seeds=range(3), **ADAM) == []
     for n in range(3):
         assert_close(tmp_path / f"seed={n}", whole / f"seed={n}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["seed=2/round-00/final.ckpt", "seed=2/round-01/final.ckpt"])
+def test_seeds_that_ended_together_and_were_not_all_written_are_written(tmp_path, whole, monkeypatch, name):
+    def killed(stage, path):
+        if path == tmp_path / name:
+            raise Killed
+        replace(stage, path)
+
+    replace = atomic.take_place
+    monkeypatch.setattr(atomic, "take_place", killed)
+    with pytest.raises(Killed):
+        play(tmp_path, seeds=range(3), **ADAM)
+    monkeypatch.undo()
+    assert (tmp_path / name).with_name("last.ckpt").exists()
+    play(tmp_path, seeds=range(3), **ADAM)
+    for n in range(3):
+        assert_equal(tmp_path / f"seed={n}", whole / f"seed={n}")
+
+
+class Killed(BaseException):
+    """In the place of a kill."""
 
 
 def test_an_ordinary_run_adds_a_round(tmp_path):

@@ -121,6 +121,7 @@ def _add_instability(one: argparse.ArgumentParser) -> None:
     one.add_argument("--orders", **numbers, default=2, help="how many copies (2)")
     one.add_argument("--places", **numbers, default=30, help="how many weights on a line, both ends among them (30)")
     one.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="what changes no result")
+    one.add_argument("--trust", action="store_true", help="run whatever code the runs' config.yaml name")
 
 
 def run(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -210,7 +211,7 @@ def _instability(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[
 
     rows: list[dict[str, Any]] = []
     settings = [(round, step) for round in given.round for step in given.step]
-    recipes = {each.path: recipe.of_run(each.path, given.set) for each in found}
+    recipes = {each.path: recipe.of_run(each.path, given.set, trust=given.trust) for each in found}
     for each in found:  # errors before any training
         for round, step in settings:
             copies.find_start(each.path, round, step)

@@ -14,11 +14,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lt_lightning.analysis import report, summary
 from lt_lightning.disk import environment, runs
-from lt_lightning.records import Record, to_csv
+from lt_lightning.disk.redact import redacted_text
+from lt_lightning.records import Record, to_csv, told_if_damaged
 
 if TYPE_CHECKING:
     from lt_lightning.masks import Masks
@@ -98,9 +97,9 @@ def _records(directory: str | os.PathLike[str], told: Sequence[runs.Run], rows: 
 
 
 def _text(path: Path) -> str:
-    """A text as it is, line ends too."""
+    """A text as it is, line ends too, without secrets that a release before wrote down."""
     try:
-        return path.read_bytes().decode()
+        return redacted_text(path.read_bytes().decode("utf-8", "replace"))
     except OSError:
         return ""
 
@@ -108,7 +107,7 @@ def _text(path: Path) -> str:
 def _config(run: runs.Run) -> Mapping[str, Any]:
     try:
         return run.config()
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError):
         return {}
 
 
@@ -241,19 +240,23 @@ def _curves(page: _Page, told: Sequence[runs.Run], labels: Mapping[str, str]) ->
 
 def _header(path: Path) -> list[str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with told_if_damaged(path), open(path, encoding="utf-8", newline="") as file:
             return [name for name in next(csv.reader(file), []) if name not in ("step", "epoch")]
     except OSError:
         return []
 
 
 def read_curves(path: Path, metrics: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Metric → steps and values of a `metrics.csv`; those that hold nothing are left out."""
+    """Metric → steps and values of a `metrics.csv`; those that hold nothing are left out.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     found: dict[str, tuple[list[int], list[float]]] = {}
     if not path.exists():
         return found
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
+    with told_if_damaged(path), open(path, encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, strict=True)
         header = next(reader, [])
         places = [(header.index(name), found.setdefault(name, ([], []))) for name in metrics if name in header]
         for row in reader:

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from lt_lightning.analysis.trust import check
 from lt_lightning.cli.jobs import cluster
 from lt_lightning.disk.configuration import NEUTRAL
 
@@ -40,7 +41,17 @@ class Recipe:
     make_callbacks: Callable[[], Sequence[Callback]] = tuple
 
 
-def of_run(run: str | os.PathLike[str], changes: Sequence[str] = ()) -> Recipe:
+class NotTold(ValueError):
+    """A configuration does not say what makes the fits of its run."""
+
+
+def of_run(
+    run: str | os.PathLike[str],
+    changes: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    parts: Sequence[str] = ("model", "data", "trainer", "callbacks"),
+) -> Recipe:
     """The recipe of a run that `train.py` has made, from its `config.yaml`; on one device, which changes no result.
 
     torch is given as many threads as the run had.
@@ -48,9 +59,12 @@ def of_run(run: str | os.PathLike[str], changes: Sequence[str] = ()) -> Recipe:
     Args:
         run: the run directory.
         changes: `key=value`, of keys that change no result, such as `data.path=FOLDER` or `trainer.accelerator=cpu`.
+        trust: whether the configuration may name any code; else only what lt_lightning, lightning and torch make fits
+            of, since a run may come from anybody.
+        parts: which parts of the configuration are made use of.
 
     Raises:
-        ValueError: if the configuration does not tell, or a change could change a result.
+        ValueError: if the configuration does not tell, or names other code; or if a change could change a result.
     """
     from omegaconf import OmegaConf
 
@@ -58,10 +72,12 @@ def of_run(run: str | os.PathLike[str], changes: Sequence[str] = ()) -> Recipe:
     config = yaml.safe_load(path.read_bytes()) if path.exists() else {}
     lacking = [key for key in ("model", "data", "trainer") if "_target_" not in (config.get(key) or {})]
     if lacking:
-        raise ValueError(
+        raise NotTold(
             f"{path} does not tell how to make the {lacking[0]}, since train.py has not made this run: in your program "
             "call lt_lightning.analysis.instability.measure(run, Recipe(make_model, make_data, make_trainer))."
         )
+    for part in () if trust else parts:
+        check(path, config.get(part), part)
     for change in changes:
         key = change.partition("=")[0]
         if "=" not in change or not any(fnmatchcase(key, pattern) for pattern in NEUTRAL):

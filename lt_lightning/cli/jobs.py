@@ -32,6 +32,7 @@ from lightning.pytorch.utilities import rank_zero_only as _rank_zero_only
 from omegaconf import OmegaConf
 
 from lt_lightning import processes
+from lt_lightning.disk.redact import redacted_arguments
 
 rank_zero_only: Any = _rank_zero_only  # it has an attribute, the rank
 
@@ -112,12 +113,14 @@ def _deaf_to_ctrl_c(start: Callable[[Any], None]) -> Callable[[Any], None]:
 def command(script: str | os.PathLike[str]) -> str:
     """What to type, in the same directory, to run the job at hand again, alone: with it an interrupted run goes on.
 
+    Keys and passwords are left out.
+
     Args:
         script: the file of the application, `__file__` there.
     """
     overrides = _as_written(HydraConfig.get().overrides)
     own = [each for each in overrides["hydra"] if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
-    return shlex.join(["python", os.path.relpath(script), *overrides["task"], *own])
+    return shlex.join(["python", os.path.relpath(script), *redacted_arguments([*overrides["task"], *own])])
 
 
 def output_directory(hydra: Any) -> str:
@@ -249,8 +252,11 @@ def _watch(children: list[subprocess.Popen[Any]], over: threading.Event) -> None
         if any(child.poll() for child in children):
             if over.wait(_GRACE):
                 return
+            codes = [child.poll() for child in children]
             for child in children:
                 child.kill()
+            if {-signal.SIGTERM, 128 + signal.SIGTERM} & set(codes):  # one was asked to end before it could say so
+                os._exit(128 + signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from omegaconf import OmegaConf
 
 from lt_lightning.disk.configuration import NEUTRAL
+from lt_lightning.disk.redact import redacted_arguments
 
 _ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hydra*", "hparams_search", "study")
 """Overrides that the name already holds, or that choose hardware or a search."""
@@ -21,7 +22,8 @@ def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) ->
     """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
     Overrides that cannot change a result are left out. Odd characters are replaced, with a hash of what was there, so
-    that other overrides have another name; over-long names are cut and hashed.
+    that other overrides have another name; over-long names are cut and hashed. What is
+    secret is no part of a name.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
@@ -29,7 +31,7 @@ def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) ->
     'default/prune=one_shot,prune.prunable=[_head_]-3e22b136/seed=3'
     """
     told = [f"prune={prune}", *sorted(text for text in _texts(overrides) if _tells(text))]
-    return f"{study(name)}/{_short(','.join(map(_named, told)))}/seed={seed}"
+    return f"{study(name)}/{_short(','.join(map(_named, redacted_arguments(told))))}/seed={seed}"
 
 
 def study(name: str) -> str:

@@ -17,6 +17,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf, open_dict
 
+from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.redact import redacted_arguments, redacted_text
+
 _OF_THE_SWEEP = ("hydra.mode", "hydra.sweeper", "hydra/sweeper", "hparams_search")
 """Beginnings of overrides that are about the sweep as a whole."""
 
@@ -67,6 +70,7 @@ def _noting(launch: Callable[..., Sequence[JobReturn]], failures: list[Failure])
     """A launcher's `launch` that adds the jobs that failed to a list, and hands back None as their results."""
 
     def noting(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        _redact(Path(self.config.hydra.sweep.dir, "multirun.yaml"))
         with _killed_jobs_fail(self):
             returns = launch(self, job_overrides, initial_job_idx)
         for overrides, job in zip(job_overrides, returns, strict=True):
@@ -76,6 +80,12 @@ def _noting(launch: Callable[..., Sequence[JobReturn]], failures: list[Failure])
         return returns
 
     return noting
+
+
+def _redact(path: Path) -> None:
+    """Take keys and passwords out of the command that Hydra has written down."""
+    if path.exists():
+        write_text(path, redacted_text(path.read_text("utf-8")))
 
 
 def table(failures: Sequence[Failure]) -> str:
@@ -98,7 +108,9 @@ def _failure(launcher: Any, overrides: Sequence[str], error: BaseException) -> F
     settings = [*overrides, *of_hydra]
     told = [each for each in settings if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]
     return Failure(
-        _directory(launcher, overrides), _last_line(error), shlex.join(["python", sys.argv[0], "--multirun", *told])
+        _directory(launcher, overrides),
+        _last_line(error),
+        shlex.join(["python", sys.argv[0], "--multirun", *redacted_arguments(told)]),
     )
 
 

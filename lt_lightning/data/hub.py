@@ -70,11 +70,16 @@ def _parquet_files(path: str) -> dict[str, Path] | None:
 
 
 def _from_parquet(files: dict[str, Path]) -> Any:
+    """Read local files; the library would tell the hub that its reader of Parquet files was used."""
     import datasets
 
+    counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False
     # data_files are patterns to the library, so brackets in a path must be escaped
     patterns = {split: glob.escape(str(file.resolve())) for split, file in files.items()}
-    return datasets.load_dataset("parquet", data_files=patterns)
+    try:
+        return datasets.load_dataset("parquet", data_files=patterns)
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
 
 
 def is_hub_name(path: str) -> bool:

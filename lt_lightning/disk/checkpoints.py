@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lt_lightning.disk import parts
 from lt_lightning.disk.atomic import explain, remove, stage_of_directory, staged, take_place
 from lt_lightning.disk.checksum import digest_of, seal
+from lt_lightning.disk.rundir import MARK
 from lt_lightning.masks import plain_name
 from lt_lightning.processes import broadcast, gather, is_writer, wait
 from lt_lightning.strategies import is_sharded
@@ -23,7 +24,7 @@ from lt_lightning.strategies import is_sharded
 Trim = Callable[[dict[str, Any]], None]
 """Drops parts of a checkpoint, in place."""
 
-_ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")
+_ANY_MODEL = ("state_dict", "epoch", "global_step", "pytorch-lightning_version", MARK)
 
 
 def save(trainer: L.Trainer, path: Path, trim: Trim) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.redact import redacted
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the run directory: which files there are, and what they hold."""
 
 GROWING = (
@@ -118,7 +119,7 @@ def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     >>> compare({"seed": 0, "logger": "csv"}, {"seed": 1, "logger": "wandb"})
     ['seed: 0 there, 1 now']
     """
-    there, now = flatten(stored), flatten(given)
+    there, now = flatten(redacted(stored)), flatten(redacted(given))
     keys = [key for key in there | now if not _is_neutral(key)]
     return [
         f"{key}: {there.get(key, 'not set')} there, {now.get(key, 'not set')} now"
@@ -129,7 +130,9 @@ def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """A hash of what `compare` compares, 16 hexadecimal digits."""
-    leaves = sorted((key, _canonical(value)) for key, value in flatten(config).items() if not _is_neutral(key))
+    leaves = sorted(
+        (key, _canonical(value)) for key, value in flatten(redacted(config)).items() if not _is_neutral(key)
+    )
     return hashlib.sha256(repr(leaves).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_lightning.disk.atomic import write_text
+from lt_lightning.disk.redact import redacted
 
 NAME = "environment.json"
 
@@ -44,9 +45,9 @@ def read(directory: str | os.PathLike[str]) -> list[Environment]:
     []
     """
     with suppress(OSError, ValueError):
-        found = json.loads(Path(directory, NAME).read_bytes())
+        found: Any = json.loads(Path(directory, NAME).read_bytes())
         if isinstance(found, list) and all(isinstance(each, dict) for each in found):
-            return found
+            return redacted(found)
     return []
 
 

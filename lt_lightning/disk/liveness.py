@@ -28,6 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lt_lightning.disk.redact import redacted_arguments, redacted_text
+
 NAME = "state.json"
 
 PATIENCE = 180.0
@@ -168,7 +170,7 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("two\\n  lines"))
     'ValueError: two lines'
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    text = redacted_text(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
@@ -196,8 +198,8 @@ def _process() -> State:
 
 
 def command() -> str:
-    """What to type to go on with the run at hand."""
-    return _command or shlex.join(sys.orig_argv)
+    """What to type to go on with the run at hand; keys and passwords are left out."""
+    return _command or shlex.join(redacted_arguments(sys.orig_argv))
 
 
 def _job() -> str | None:

@@ -26,10 +26,10 @@ def adapt(trainer: L.Trainer) -> None:
     strategy.load_checkpoint = partial(_load_sharded, strategy) if is_sharded(strategy) else partial(_load, theirs)
 
 
-def _load(theirs: Callable[..., dict[str, Any]], path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """Load whole tensors."""
+def _load(theirs: Callable[..., dict[str, Any]], path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    """Load whole tensors; a file is unpickled only where the user has asked for it (`fit(weights_only=False)`)."""
     if not Path(path).is_dir():
-        return theirs(path, *arguments, **options)
+        return theirs(path, weights_only=weights_only is not False)
     content = dict(Checkpoint(Path(path)))
     states = [_by_position(each, dict(each["state"])) if each else each for each in content["optimizer_states"]]
     return content | {"state_dict": dict(content["state_dict"]), "optimizer_states": states}

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import load as load_parts
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import save as save_parts
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from lt_lightning.disk.atomic import link_or_copy, remove, stage_of_directory, sync, take_place
 from lt_lightning.disk.checksum import digest_of
+from lt_lightning.disk.plain_pickle import Reader, load
+from lt_lightning.disk.plain_pickle import read_metadata as metadata
 
 META = "meta.pt"
 MANIFEST = "sha256"
@@ -70,7 +71,7 @@ class Stored(Mapping[Any, Any]):
         return len(set(iter(self)))
 
 
-class _Reader(FileSystemReader):
+class _Reader(Reader):
     """Reads values one by one, and what they are but once."""
 
     @cached_property
@@ -85,13 +86,8 @@ class _Reader(FileSystemReader):
         target = {name: _target(kind, torch.empty(0))}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load_parts(target, storage_reader=self, no_dist=True)
+            load(target, self, alone=True)
         return target[name]
-
-
-def metadata(path: Path) -> Metadata:
-    """What a checkpoint says of its tensors."""
-    return FileSystemReader(path).read_metadata()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -117,7 +113,8 @@ def load_into(stored: Stored, targets: Mapping[Any, Any]) -> None:
         stored: such as the weights.
         targets: key → tensor of the same shape.
     """
-    load_parts({stored.names[(key,)]: target for key, target in targets.items()}, checkpoint_id=stored.path)
+    named = {stored.names[(key,)]: target for key, target in targets.items()}
+    load(named, Reader(stored.path))
 
 
 def load_like(stored: Stored, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def load_like(stored: Stored, parameters: Mapping[str, Tensor]) -> dict[str, Any
     """
     kinds = metadata(stored.path).state_dict_metadata
     targets = {name: _target(kinds[name], parameters[rest[0]]) for rest, name in stored.names.items()}
-    load_parts(targets, checkpoint_id=stored.path)
+    load(targets, Reader(stored.path))
     return _nested({rest: targets[name] for rest, name in stored.names.items()})
 
 

@@ -22,6 +22,9 @@ TICKET = "ticket"
 NEXT = "next"
 SCRATCH = "fast_dev_run"
 
+MARK = "lt_lightning"
+"""The key under which a checkpoint says which file of which run it is; see `identity.py`."""
+
 
 class RunDirectory:
     """The paths of one run, and what they say about how far it is.
@@ -85,7 +88,12 @@ class RunDirectory:
     @property
     def stopped_after(self) -> int | None:
         """The round after which no other is trained; None if all are."""
-        return json.loads(self.stopped.read_text("utf-8"))["after_round"] if self.stopped.exists() else None
+        if not self.stopped.exists():
+            return None
+        try:
+            return int(json.loads(self.stopped.read_bytes())["after_round"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.stopped} does not say after which round: remove it, and run again.") from error
 
     @property
     def state(self) -> Path:
@@ -156,14 +164,16 @@ class ArmDirectory:
         self.sparse = path / "sparse.json"
         self.next = path / NEXT
 
-    def mark_done(self, record: Mapping[str, Any], monitor: str | None = None) -> None:
-        """Write the marker: the record, what monitor="auto" found, checksums of the curves and of the marker itself."""
+    def mark_done(
+        self, record: Mapping[str, Any], mark: Mapping[str, Any] | None = None, monitor: str | None = None
+    ) -> None:
+        """Write the marker: what it is, the record, what monitor="auto" found, checksums of curves and of itself."""
         curves = digest(self.curves.read_bytes()) if self.curves.exists() else None
-        found = {} if monitor is None else {"monitor": monitor}
-        write_text(self.done, to_json({"record": record, "metrics.csv": curves, **found}))
+        own, found = {"is": mark} if mark else {}, {"monitor": monitor} if monitor else {}
+        write_text(self.done, to_json({**own, "record": record, "metrics.csv": curves, **found}))
 
     def read_done(self) -> dict[str, Any]:
-        """What the marker holds: `record`, under `metrics.csv` the checksum of the curves, and `monitor` if found."""
+        """What the marker holds: `is`, `record`, under `metrics.csv` the curves' checksum, and `monitor` if found."""
         return json.loads(self.done.read_text("utf-8"))
 
     def is_done_whole(self) -> bool:

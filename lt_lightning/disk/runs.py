@@ -76,9 +76,14 @@ class Run:
 
         Raises:
             OSError: if it is not there.
-            yaml.YAMLError: if it is damaged.
+            ValueError: if it is damaged.
         """
-        return yaml.load(Path(self.path, "config.yaml").read_bytes(), _Loader) or {}
+        path = Path(self.path, "config.yaml")
+        try:
+            return dict(yaml.load(path.read_bytes(), _Loader) or {})
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            told = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged: {told}. Run the run's command again, which mends it.") from error
 
     def last_record(self) -> tuple[dict[str, Any], float]:
         """The record of the last fit that is done, and when that was (seconds since 1970); empty if none is."""

@@ -244,7 +244,7 @@ def read(path: Path, *, state: bool = False) -> TicketFile:
     Raises:
         ValueError: if the file is damaged, or not a ticket of a version that this release reads.
     """
-    metadata = _metadata_of(path)
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not a ticket of format {FORMAT!r}; it says {metadata.get('format')!r}.")
     if not is_whole(path):
@@ -285,7 +285,7 @@ def _read_head(file: BinaryIO) -> bytes:
     return length + file.read(min(int.from_bytes(length, "little"), 100_000_000))
 
 
-def _metadata_of(path: Path) -> Mapping[str, str]:
+def read_metadata(path: Path) -> Mapping[str, str]:
     """The metadata of a safetensors file; empty where there are none, or the file is another one."""
     with open(path, "rb") as file:
         try:

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_lightning.disk import checkpoints
 from lt_lightning.disk.atomic import link, remove
-from lt_lightning.disk.rundir import ArmDirectory
-from lt_lightning.fit import epoch_metrics, moments, points, position
+from lt_lightning.disk.rundir import MARK, ArmDirectory
+from lt_lightning.fit import epoch_metrics, interruption, moments, points, position
 from lt_lightning.fit.interruption import Interruption
 from lt_lightning.plan import AUTO, Plan
 from lt_lightning.processes import broadcast, gather, is_writer, wait
@@ -37,13 +37,21 @@ class Saving:
         makes_points: whether it saves the rewind points.
         key: of the ticket's state in a checkpoint.
         write_curves: is called before `last.ckpt` is saved, so that both tell the same.
+        mark: file name → what that checkpoint says of itself.
     """
 
     def __init__(
-        self, plan: Plan, files: ArmDirectory, makes_points: bool, key: str, write_curves: Callable[[], None]
+        self,
+        plan: Plan,
+        files: ArmDirectory,
+        makes_points: bool,
+        key: str,
+        write_curves: Callable[[], None],
+        mark: Callable[[str], dict[str, Any]],
     ) -> None:
         self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
-        self._write_curves = write_curves
+        self._write_curves, self._mark = write_curves, mark
+        self._name = ""
         self._interruption = Interruption()
         self._together = 1
         self._saved_step = self._stepped = self._before = 0
@@ -71,10 +79,13 @@ class Saving:
         moments.after_each_epoch(trainer, partial(self._after_epoch, trainer))
         _warn_of_requeue(trainer)
         self._interruption.note(alone=trainer.world_size == 1)
+        if trainer.world_size > 1:
+            interruption.agree_before_each_batch(trainer, self._interruption.agree)
 
     def release(self, trainer: L.Trainer) -> None:
         """Save nothing any more, and leave signals to others."""
         self._interruption.stop_noting()
+        interruption.release(trainer)
         moments.release(trainer)
 
     def due_in(self, step: int) -> int | None:
@@ -122,6 +133,7 @@ class Saving:
         """Complete the checkpoints that are saved here, with `more` too; those of others are left alone."""
         if self._trim is None:
             return
+        checkpoint[MARK] = self._mark(self._name)
         if not self.saves_weights:
             checkpoint.update(more)
             checkpoint["should_stop"] = trainer.should_stop
@@ -231,7 +243,7 @@ class Saving:
     def _save(self, trainer: L.Trainer, path: Path, trim: Callable[[dict[str, Any]], None]) -> None:
         if is_sharded(trainer.strategy):
             share_buffers(trainer.lightning_module)
-        self._trim = trim
+        self._trim, self._name = trim, path.name
         try:
             checkpoints.save(trainer, path, trim)
         finally:

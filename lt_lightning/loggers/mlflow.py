@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lt_lightning.analysis.report import title
 from lt_lightning.disk.configuration import flatten
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points, token
 from lt_lightning.processes import is_writer
@@ -26,6 +27,7 @@ class MLflow:
     """Log to MLflow: each round is a run below the summary run, whose steps are the rounds.
 
     Runs are found again by tags, so an interrupted round continues its run. What fails after the start is a warning.
+    MLflow's reports about how it is used are off, unless ``MLFLOW_DISABLE_TELEMETRY`` says otherwise.
 
     Args:
         directory: the run directory.
@@ -47,6 +49,7 @@ class MLflow:
         experiment: str | None = None,
         tickets: bool = False,
     ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported
         try:
             from mlflow import MlflowClient, set_tracking_uri
         except ImportError as error:
@@ -55,7 +58,7 @@ class MLflow:
             ) from error
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "mlflow"
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = redacted(config or {})
         self.tickets = tickets
         self._uri = tracking_uri or os.environ.get(_PLACE) or self.folder.absolute().as_uri()
         if self._uri.startswith("file:"):  # MLflow wants to hear that files are meant

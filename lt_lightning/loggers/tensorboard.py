@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import points, table
 from lt_lightning.processes import is_writer
@@ -40,7 +41,7 @@ class TensorBoard:
             ) from error
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "tensorboard"
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = redacted(config or {})
         self._writer = SummaryWriter
         self._round: TensorBoardLogger | None = None
 

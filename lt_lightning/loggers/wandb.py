@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lt_lightning.analysis.report import title
+from lt_lightning.disk.redact import redacted
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.loggers.base import measured, points, table, token
 from lt_lightning.processes import is_writer
@@ -29,6 +30,9 @@ PROBE_SECONDS = 10.0
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
 
+_TELLS_ITS_MAKER = "WANDB_ERROR_REPORTING"
+"""Unless this is false, W&B tells a host of its maker about its own errors and speed, offline too."""
+
 
 class Wandb:
     """Log to W&B: one run per round, in one group, and a summary run whose x-axis is the round.
@@ -38,8 +42,9 @@ class Wandb:
     records and the report. Run ids come from a token in the run directory, so an interrupted round continues its
     run, even after the directory was moved.
 
-    Without an API key, or when the server does not answer, runs are kept offline under ``<directory>/wandb``.
-    There is never a prompt. What fails after the start is a warning.
+    Without an API key, or when the server does not answer, runs are kept offline under ``<directory>/wandb``; then
+    nothing is sent to anybody. There is never a prompt. What fails after the start is a warning. W&B's own reports
+    about its errors and speed are off, unless ``WANDB_ERROR_REPORTING`` says otherwise.
 
     Args:
         directory: the run directory.
@@ -62,9 +67,10 @@ class Wandb:
         tickets: bool = False,
         **init: Any,
     ) -> None:
+        os.environ.setdefault(_TELLS_ITS_MAKER, "false")  # W&B looks at it when its own process starts
         self.run = RunDirectory(directory)
         self.folder = self.run.path / "wandb"
-        self.config = dict(config or {})
+        self.config: dict[str, Any] = redacted(config or {})
         self.mode = mode
         self.tickets = tickets
         self._settings = speed() | dict(init.pop("settings", {}))

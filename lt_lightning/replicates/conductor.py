@@ -64,6 +64,7 @@ class Conductor(Callback):
         self._loaded: list[dict[str, Any]] = []
         self._leader: Any = None
         self._said = False
+        self._enforcement = Enforcement({}, {})  # a fit that was over when it was interrupted never begins to train
 
     # One seed at a time
 
@@ -269,8 +270,7 @@ class Conductor(Callback):
     def _release(self, trainer: L.Trainer) -> None:
         self._interruption.stop_noting()
         moments.release(trainer)
-        if hasattr(self, "_enforcement"):
-            self._enforcement.release()
+        self._enforcement.release()
 
 
 def _nothing(*arguments: Any) -> None:
