@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lt_lightning import Ticket
 from lt_lightning.analysis import page, report
@@ -32,6 +32,7 @@ from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
 from lt_lightning.records import objective
 from lt_lightning.replicates import Replicate, configured, fit, same_data, side_by_side
+from lt_lightning.schedules import planned
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
@@ -73,7 +74,7 @@ def train(runs: Sequence[Replicate]) -> None:
         return
     data = same_data(runs)
     lotteries = [tickets(run) for run in runs]
-    fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
+    fits = 1 + rounds_of(cfg.prune) * (1 + len(cfg.prune.controls))
     with ExitStack() as stack:
         loggers = [stack.enter_context(instantiate(cfg.logger)(run.directory, config=run.config)) for run in runs]
         first, *beside = (run.directory for run in runs)
@@ -108,6 +109,15 @@ def tickets(run: Replicate) -> Iterator[Ticket]:
     seeds = {name: run.cfg[name] for name in ("seed", "seed_init", "seed_data")}
     places = {"directory": run.directory, "dense_directory": dense_directory(run.cfg, run.directory)}
     return instantiate(run.cfg.prune)(partial(instantiate, run.cfg.model), **places, **seeds, config=run.config)
+
+
+def rounds_of(prune: DictConfig) -> int:
+    """How many pruned rounds the lottery of a configuration has."""
+    if prune.rounds is not None:
+        return prune.rounds
+    schedule = instantiate(prune.schedule) if prune.get("schedule") else None
+    density = prune.get("density")
+    return planned(schedule, OmegaConf.to_object(density) if OmegaConf.is_config(density) else density, None)[1]
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> Trainer:

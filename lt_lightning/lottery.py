@@ -28,12 +28,13 @@ from lt_lightning.fit.interruption import Interruption
 from lt_lightning.gradual import Gradual
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
+from lt_lightning.masks import Density
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
-from lt_lightning.schedules import Schedule, geometric, one_shot
+from lt_lightning.schedules import Schedule, planned
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.sparse import Sparse, checked
@@ -48,10 +49,10 @@ Model = nn.Module | Callable[[], nn.Module]
 def lottery(
     model: Model,
     *,
-    rounds: int,
     directory: str | Path,
+    rounds: int | None = None,
     schedule: Schedule | None = None,
-    density: float | None = None,
+    density: Density | None = None,
     criterion: Criterion = magnitude,
     scope: Scope = globally,
     rewind: Rewind = to_point,
@@ -85,10 +86,13 @@ def lottery(
     Args:
         model: a function that makes a fresh module; called under a seed. A module instance is accepted if nothing
             asks for redrawn weights.
-        rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
         directory: the run directory; everything is stored there.
-        schedule: round → density in (0, 1]; if None, `one_shot(density)`, and without a density `geometric(0.2)`.
-        density: short for `schedule=one_shot(density)`.
+        rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs, unless they
+            share out a density. None: until the schedule falls no further, and 12 if it always does.
+        schedule: round → density in (0, 1]; if None, that of `density`, and without one `geometric(0.2)`.
+        density: of the last round, in (0, 1), or one per name pattern: `rounds` of them reach it exactly, each pruning
+            the same fraction of what is left, as `geometric(density=density, rounds=rounds)`; without a number of
+            rounds a fifth a round. One round is `one_shot(density)`.
         criterion: how good each weight is.
         scope: which weights compete.
         rewind: what each round starts from.
@@ -155,17 +159,13 @@ def lottery(
             trainer.fit(ticket.model, datamodule, ckpt_path=ticket.ckpt_path)
         ```
     """
-    if schedule is not None and density is not None:
-        raise ValueError(
-            f"schedule and density={density} are both given, and each says how dense the rounds are: leave one out "
-            "(prune.schedule=null, or prune.density=null)."
-        )
+    schedule, rounds = planned(schedule, density, rounds)
     chosen = tuple(named(c) if isinstance(c, str) else c for c in _listed(controls))
     starts = [step for step in map(step_of, chosen) if step]
     plan = Plan(
         directory=RunDirectory(directory),
         rounds=rounds,
-        schedule=schedule or (geometric(0.2) if density is None else one_shot(density)),
+        schedule=schedule,
         criterion=criterion,
         scope=scope,
         rewind=rewind,

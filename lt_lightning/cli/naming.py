@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -15,15 +16,17 @@ _ELSEWHERE = ("experiment", "prune", "seed", "name", "trainer", "trainer/*", "hy
 _LONGEST = 120
 
 
-def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
+def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int, density: Any = None) -> str:
     """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
-    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed.
+    Overrides that cannot change a result are left out, odd characters replaced, over-long names cut and hashed. Rounds
+    that share out a density are another result for another number of them.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
     """
-    told = [f"prune={prune}", *sorted(text for text in overrides if _tells(text))]
+    rounds = [text for text in overrides if density is not None and _key(text) == "prune.rounds"]
+    told = [f"prune={prune}", *sorted([*rounds, *(text for text in overrides if _tells(text))])]
     return f"{study(name)}/{_short(','.join(map(_clean, told)))}/seed={seed}"
 
 
@@ -42,8 +45,11 @@ def register() -> None:
 
 
 def _tells(override: str) -> bool:
-    key = override.split("=")[0].lstrip("+~").split("@")[0]
-    return not any(fnmatchcase(key, pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
+    return not any(fnmatchcase(_key(override), pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~").split("@")[0]
 
 
 def _clean(text: str) -> str:

@@ -103,7 +103,7 @@ def _is_more(now: Any, before: Any) -> bool:
     """Whether there are more rounds, or controls or points that were not there."""
     if isinstance(now, list):
         return any(each not in (before or []) for each in now)
-    return before is None or now > before
+    return now is not None and (before is None or now > before)
 
 
 def _has_results(directory: Path) -> bool:
