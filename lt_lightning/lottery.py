@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lt_lightning import preview, pruning, sharing
-from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
+from lt_lightning import preview, pruning, require, sharing
+from lt_lightning.controls import CHANGING, FACTORIES, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
 from lt_lightning.disk.atomic import recover, remove, write_text
@@ -32,13 +32,14 @@ from lt_lightning.masks import Density
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
+from lt_lightning.prunable import checked as checked_prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
 from lt_lightning.schedules import Schedule, planned
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all, seeded
 from lt_lightning.sparse import Sparse, checked
-from lt_lightning.stopping import StopWhen
+from lt_lightning.stopping import StopWhen, ends
 from lt_lightning.ticket import Ticket, unwrap_compiled
 from lt_lightning.twins import twins
 
@@ -160,19 +161,19 @@ def lottery(
         ```
     """
     schedule, rounds = planned(schedule, density, rounds)
-    chosen = tuple(named(c) if isinstance(c, str) else c for c in _listed(controls))
-    starts = [step for step in map(step_of, chosen) if step]
+    chosen = tuple(map(_control, require.listed("controls", controls, '[reinit, "noise(0.5)"]')))
+    asked = [*require.listed("points", points, '[500, "2 epochs"]'), *filter(None, map(step_of, chosen))]
     plan = Plan(
-        directory=RunDirectory(directory),
+        directory=RunDirectory(require.directory("directory", directory, "hydra.run.dir")),
         rounds=rounds,
         schedule=schedule,
         criterion=criterion,
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
-        points=tuple(dict.fromkeys(parse_step(each, "points") for each in [*_listed(points), *starts])),
+        points=tuple(dict.fromkeys(parse_step(each, "points") for each in asked)),
         controls=chosen,
-        prunable=layer_weights if prunable is None else _listed(prunable),
+        prunable=layer_weights if prunable is None else checked_prunable(prunable),
         monitor=monitor,
         mode=mode,
         seed=seed,
@@ -183,7 +184,7 @@ def lottery(
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         sparse=checked(sparse),
         steps_per_batch=chunks.checked(steps_per_batch),
-        config=dict(config or {}),
+        config=_checked_config(config),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
         early_bird=early_bird,
@@ -192,13 +193,14 @@ def lottery(
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
     _warn_of_repeats(plan)
-    if dry_run:
+    if require.flag("dry_run", dry_run, "prune.dry_run"):
         return _show(plan, model)
     if is_writer():
         check_tickets(plan)
     if is_writer() and not is_config_damaged(plan):
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
-    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense and not early_bird else None
+    shares = dense_directory is not None and plan.dense and not early_bird
+    shared = sharing.plan_of(plan, require.directory("dense_directory", dense_directory, "name")) if shares else None
     return _fits(plan, model, shared)
 
 
@@ -214,9 +216,21 @@ def _warn_of_repeats(plan: Plan) -> None:
         )
 
 
-def _listed(value: Any) -> Any:
-    """A text alone stands for a list of one."""
-    return [value] if isinstance(value, str) else value
+def _control(given: Any) -> Control:
+    """The control that a name or a function stands for."""
+    if isinstance(given, str):
+        return named(given)
+    example = FACTORIES.get(require.called_name(given), "reinit or noise(0.5), or their names")
+    return require.function("controls", given, ["ingredients"], example)
+
+
+def _checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise ValueError(f'config={config!r} must be a mapping of plain values: config={{"lr": 0.1}}.')
+    require.plain("config", config)
+    return dict(config)
 
 
 def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
@@ -237,8 +251,17 @@ def _at_work(plan: Plan) -> Iterator[None]:
     if not is_writer():
         yield
         return
+    _make(plan.directory.path)
     with lock.hold(plan.directory.lock), liveness.of_run(plan.directory.state, len(plan.arms)):
         yield
+
+
+def _make(path: Path) -> None:
+    """Make a directory, or say that it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(require.unwritable("directory", path, str(error), "hydra.run.dir")) from error
 
 
 def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Ticket]:
@@ -287,7 +310,7 @@ def _ends_before(plan: Plan, round: int) -> bool:
     if not is_writer() or plan.directory.is_scratch:
         return False
     records = [record for record in plan.directory.finished() if record["round"] < round]
-    if plan.stop_when is None or not plan.stop_when(records):
+    if plan.stop_when is None or not ends(plan.stop_when, records):
         if plan.directory.stopped_after == round - 1:  # by another rule
             remove(told)
         return False

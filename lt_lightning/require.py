@@ -1,9 +1,11 @@
 """Checks of what was passed in: each returns the value, or raises a ValueError that says what to write instead."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path, PurePath
 from typing import Any, get_origin
 
 
@@ -72,6 +74,57 @@ def listed(name: str, value: Any, example: str) -> Any:
     return value
 
 
+def plain(name: str, value: Any) -> None:
+    """Raise a ValueError unless a value is made of texts, numbers, lists and mappings; a function counts by its name.
+
+    >>> plain("config", {"lr": 0.1, "make": len})
+    >>> plain("config", {"model": [object()]})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: config['model'][0]=<object object at ...> is no plain value...
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            plain(f"{name}[{key!r}]", each)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for number, each in enumerate(value):
+            plain(f"{name}[{number}]", each)
+    elif not (value is None or isinstance(value, str | Real | PurePath | partial) or _is_named(value)):
+        raise ValueError(
+            f"{name}={value!r} is no plain value, and another start of the program would not find it equal: write "
+            "texts, numbers, lists and mappings."
+        )
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a value always has the same name: functions, classes, and what is a constant of torch."""
+    return hasattr(value, "__qualname__") or type(value).__module__ == "torch"
+
+
+def directory(name: str, value: Any, key: str) -> Path:
+    """The path of a directory that can be written; what is not there yet can be made below one that is.
+
+    >>> directory("directory", "", "hydra.run.dir")
+    Traceback (most recent call last):
+    ...
+    ValueError: directory='' must be a path: directory="runs/mine" (hydra.run.dir on the command line).
+    """
+    if not isinstance(value, str | PurePath) or not str(value).strip():
+        raise ValueError(f'{name}={value!r} must be a path: {name}="runs/mine" ({key} on the command line).')
+    path = Path(value)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{name}={str(path)!r} is a file; a run needs a directory.")
+    above = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(unwritable(name, path, f"{above} is no directory that this process may write", key))
+    return path
+
+
+def unwritable(name: str, path: Path, why: str, key: str) -> str:
+    """What to say of a directory that cannot be written."""
+    return f"{name}={str(path)!r} cannot be written: {why}. Choose another directory ({key} on the command line)."
+
+
 def function(name: str, value: Any, takes: Sequence[str], example: str) -> Callable[..., Any]:
     """A function of one of the families, which takes these arguments by position.
 
@@ -89,19 +142,19 @@ def function(name: str, value: Any, takes: Sequence[str], example: str) -> Calla
     >>> function("schedule", geometric, ["round"], "geometric(0.2)")
     Traceback (most recent call last):
     ...
-    ValueError: schedule=geometric is a function that makes one and was not called: write schedule=geometric(0.2).
+    ValueError: schedule: geometric is a function that makes one, and was not called: write geometric(0.2).
     """
     if not callable(value):
         raise ValueError(f"{name}={value!r} is not a function: pass one such as {example}.")
     if makes_function(value):
         called = example if example.startswith(f"{called_name(value)}(") else f"{called_name(value)}(...)"
         raise ValueError(
-            f"{name}={called_name(value)} is a function that makes one and was not called: write {name}={called}."
+            f"{name}: {called_name(value)} is a function that makes one, and was not called: write {called}."
         )
     if not takes_arguments(value, len(takes)):
         raise ValueError(
-            f"{name}={called_name(value)} must take {_counted(takes)}, and takes {inspect.signature(value)}: pass one "
-            f"such as {example}."
+            f"{name}={called_name(value)} is called with {', '.join(takes)}, and takes {inspect.signature(value)}: "
+            f"pass one such as {example}."
         )
     return value
 
@@ -114,9 +167,8 @@ def makes_function(value: Any) -> bool:
     (True, False, False)
     """
     function = value.func if isinstance(value, partial) else value
-    if inspect.isclass(function):
-        return False
-    return get_origin(_signature(function).return_annotation) is Callable if _signature(function) else False
+    signature = None if inspect.isclass(function) else _signature(function)
+    return signature is not None and get_origin(signature.return_annotation) is Callable
 
 
 def takes_arguments(function: Callable[..., Any], count: int) -> bool:
@@ -141,12 +193,10 @@ def called_name(function: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _signature(function: Callable[..., Any]) -> Any:
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):  # of some functions that are written in C
-        return None
-
-
-def _counted(takes: Sequence[str]) -> str:
-    return f"{len(takes)} argument{'s' if len(takes) > 1 else ''} ({', '.join(takes)})"
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    for are_texts_read in (True, False):  # annotations are texts under `from __future__ import annotations`
+        try:
+            return inspect.signature(function, eval_str=are_texts_read)
+        except Exception:  # what a text names may be unknown; some functions that are written in C have no signature
+            continue
+    return None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_lightning import sharded
+from lt_lightning import require, sharded
 from lt_lightning.masks import Density, Masks, Scores, kept, matches, require_match, total
 
 Scope = Callable[[Scores, Masks, float], Masks]
@@ -118,6 +118,7 @@ def n_m(scores: Scores, masks: Masks, density: float, *, m: int = 4) -> Masks:
         >>> n_m({"w": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}, {"w": torch.ones(1, 4).bool()}, 0.5)
         {'w': tensor([[False,  True,  True, False]])}
     """
+    m = require.whole("m", m, 1, "how many weights in a row make a group (prune.scope.m=4)")
     n = round(density * m)
     if n == 0:
         raise ValueError(
@@ -146,6 +147,8 @@ def channels(scores: Scores, masks: Masks, density: float, *, norm: float = 2) -
         {'w': tensor([[False, False],
                 [ True,  True]])}
     """
+    if not require.is_number(norm) or not norm > 0:
+        raise ValueError(f"norm={norm!r} must be a positive number, 1 or 2 as a rule (prune.scope.norm=2).")
     return {name: _whole(_best_channels, scores[name], mask, name, density, norm) for name, mask in masks.items()}
 
 
