@@ -335,7 +335,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
                     for each in (plan, shared):
                         liveness.tell(each.directory.state, works_for=str(making.directory.state))
                 for ticket in _each(making, model):
-                    ticket.shared = True
+                    ticket.shared, ticket.rehearsed = True, plan
                     yield ticket
                     making = ticket.plan
                 if making.directory.is_scratch:

@@ -201,6 +201,22 @@ def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Mask
     return chosen
 
 
+def require_pruned(chosen: Masks, density: Density) -> None:
+    """Raise a ValueError if the masks of a first round keep everything, though its density is lower than that."""
+    densities = density.values() if isinstance(density, Mapping) else [density]
+    if any(each < 1 for each in densities) and kept(chosen) == total(chosen):
+        raise ValueError(
+            f"round 1 would prune none of {total(chosen):,} weights at a density of {density}, as none is the nearest "
+            "whole number: prune more (prune.schedule.fraction=0.2, or a lower prune.density)."
+        )
+
+
+def emptied(chosen: Masks, masks: Masks) -> dict[str, int]:
+    """Name → size of each tensor of which nothing is kept any more; if any is sharded, all processes ask together."""
+    before, now = (sharded.tally(lambda mask: mask, each) for each in (masks, chosen))
+    return {name: chosen[name].numel() for name, count in now.items() if count == 0 < before[name]}
+
+
 def _keep_shares(scores: Scores, masks: Masks, density: float, shares: Mapping[str, float]) -> Masks:
     """As many weights of each tensor as its share of them all says, the best ones."""
     left = sharded.tally(lambda mask: mask, masks)
