@@ -83,13 +83,15 @@ def warn_of_emptied(chosen: Masks, masks: Masks, round: int) -> None:
     for name, size in emptied(chosen, masks).items():
         rank_zero_warn(
             f"nothing is kept of {name} in round {round}: 0 of {size:,} weights. scope=partial(globally, least=0.01) "
-            f'keeps a hundredth of every layer (prune.scope.least=0.01); prunable=["!{name}"] leaves it dense.'
+            f'keeps a hundredth of every layer (prune.scope.least=0.01), prunable=["!{name}"] leaves it dense.'
         )
 
 
 def write_tightened(arm: ArmDirectory, masks: Masks) -> None:
     """Put the masks that a round has ended with into its ticket file."""
-    replace(read(arm.ticket, state=True), masks=masks).write(arm.ticket)
+    before = read(arm.ticket, state=True)
+    warn_of_emptied(masks, before.masks, before.round)
+    replace(before, masks=masks).write(arm.ticket)
 
 
 def _in_use(arm: ArmDirectory) -> bool:
