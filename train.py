@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lt_lightning import Ticket
 from lt_lightning.analysis import page, report
-from lt_lightning.cli import naming
+from lt_lightning.cli import naming, preflight
 from lt_lightning.cli.jobs import cluster, command, job
 from lt_lightning.cli.progress import Progress
 from lt_lightning.cli.refusals import in_one_line
@@ -52,6 +52,8 @@ def main(cfg: DictConfig) -> float | None:
     with in_one_line(hydra_config.mode == RunMode.RUN), job(__file__), ExitStack() as stack:
         if is_writer():  # Hydra has made it, and a dry run leaves it empty
             stack.callback(remove_empty, directory, hydra_config.sweep.dir)
+        if hydra_config.mode != RunMode.RUN:  # else Hydra has done so before it made the directory
+            preflight.check(cfg)
         runs = configured(cfg, directory)
         for run in runs:
             state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(run.directory).state
