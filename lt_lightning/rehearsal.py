@@ -53,7 +53,8 @@ def _problem(plan: Plan, directory: RunDirectory, masks: Masks, trainer: L.Train
     try:
         with seeded(0):  # what a function draws here changes no draw of the fit
             _ask_criterion(plan, masks, trainer)
-            for _ in draw(plan, masks, sorted({1, plan.rounds})):
+            last = plan.rounds if plan.stop_when is None else 1  # it may end the rounds before one that keeps nothing
+            for _ in draw(plan, masks, sorted({1, last})):
                 pass
             _ask_rewind(plan, directory)
             _ask_controls(plan, directory, masks)

@@ -107,6 +107,11 @@ def test_a_shared_dense_round_is_not_trained_either(tmp_path):
     assert not STEPS
 
 
+def test_rounds_that_a_rule_may_end_need_not_all_be_drawn(tmp_path):
+    rule = {"schedule": geometric(0.9), "rounds": 9, "stop_when": lambda records: len(records) > 1}
+    assert list(play(tmp_path, options={"max_epochs": 1}, test=False, **rule)) == ["round-00", "round-01"]
+
+
 def overwriting(evidence):
     torch.rand(3)
     return {name: weight.mul_(0) for name, weight in evidence.trained.items()} if not STEPS else magnitude(evidence)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -48,9 +49,21 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **options: Any) -> None:
         """End the program with one line if something cannot work."""
-        with in_one_line(config.hydra.mode in (None, RunMode.RUN)):
+        with in_one_line(config.hydra.mode in (None, RunMode.RUN)), _hydra(config):
             check(config)
             _make(config.hydra.run.dir)
+
+
+@contextmanager
+def _hydra(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` have its values, which it otherwise has only in a job."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 def _make(path: str) -> None:
