@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lt_lightning import Ticket
 from lt_lightning.analysis import page, report
-from lt_lightning.cli import naming
+from lt_lightning.cli import naming, preflight
 from lt_lightning.cli.jobs import cluster, command, job, output_directory
 from lt_lightning.cli.progress import Progress
 from lt_lightning.cli.refusals import in_one_line
@@ -32,6 +32,7 @@ from lt_lightning.loggers import log_curves
 from lt_lightning.processes import is_writer
 from lt_lightning.records import objective
 from lt_lightning.replicates import Replicate, configured, fit, same_data, side_by_side
+from lt_lightning.schedules import planned
 
 naming.register()
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
@@ -51,6 +52,8 @@ def main(cfg: DictConfig) -> float | None:
     with in_one_line(hydra_config.mode == RunMode.RUN), job(__file__), ExitStack() as stack:
         if is_writer():  # Hydra has made it, and a dry run leaves it empty
             stack.callback(remove_empty, directory, hydra_config.sweep.dir)
+        if hydra_config.mode != RunMode.RUN:  # else Hydra has done so before it made the directory
+            preflight.check(cfg)
         runs = configured(cfg, directory)
         for run in runs:
             state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(run.directory).state
@@ -73,7 +76,7 @@ def train(runs: Sequence[Replicate]) -> None:
         return
     data = same_data(runs)
     lotteries = [tickets(run) for run in runs]
-    fits = 1 + cfg.prune.rounds * (1 + len(cfg.prune.controls))
+    fits = 1 + rounds_of(cfg.prune) * (1 + len(cfg.prune.controls))
     with ExitStack() as stack:
         loggers = [stack.enter_context(instantiate(cfg.logger)(run.directory, config=run.config)) for run in runs]
         first, *beside = (run.directory for run in runs)
@@ -114,6 +117,15 @@ def monitor(run: Replicate) -> str | None:
     """The metric that decides the early stop of a run; None without one."""
     given = run.cfg.prune.monitor
     return RunDirectory(run.directory).monitor_found() if given == "auto" else given
+
+
+def rounds_of(prune: DictConfig) -> int:
+    """How many pruned rounds the lottery of a configuration has."""
+    if prune.rounds is not None:
+        return prune.rounds
+    schedule = instantiate(prune.schedule) if prune.get("schedule") else None
+    density = prune.get("density")
+    return planned(schedule, OmegaConf.to_object(density) if OmegaConf.is_config(density) else density, None)[1]
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> Trainer:

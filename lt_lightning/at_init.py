@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_lightning import require
 from lt_lightning.criteria import Evidence
 from lt_lightning.fit import probe
 from lt_lightning.masks import Density, Masks, Scores, density
@@ -38,6 +39,7 @@ def snip(evidence: Evidence, *, batches: int = 1, per_class: int | None = None) 
     Source: Lee, Ajanthan & Torr 2019 (arXiv 1810.02340), section 4.1: one mini-batch. The paper divides by the sum of
     all scores, which changes no order.
     """
+    _check_amounts("snip", batches, per_class)
     module, weights = _at_start(evidence, "snip")
     probe.require_loss(module, "snip")
     losses = _losses(evidence, module, "snip", batches, per_class, temperature=1)
@@ -69,6 +71,13 @@ def grasp(
     Source: Wang, Zhang & Grosse 2020 (arXiv 2002.07376), section 4 and algorithm 1: those with the largest -w · Hg are
     pruned. `per_class=10` and the temperature are those of github.com/alecwangcq/GraSP.
     """
+    _check_amounts("grasp", batches, per_class)
+    require.flag("absolute", absolute, "prune.criterion.absolute")
+    if not require.is_number(temperature) or not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature={temperature!r} of grasp must be a positive number, by which logits are divided; 1 leaves "
+            "them alone (prune.criterion.temperature=1)."
+        )
     module, weights = _at_start(evidence, "grasp")
     probe.require_loss(module, "grasp")
     losses = _losses(evidence, module, "grasp", batches, per_class, temperature)
@@ -134,17 +143,23 @@ def _losses(
     evidence: Evidence, module: Any, why: str, batches: int, per_class: int | None, temperature: float
 ) -> list[Callable[[], Tensor]]:
     """Functions that compute the loss of a batch, with the same draws (dropout) at every call."""
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise ValueError(f"batches={batches!r} of {why} must be a whole number, 1 or more.")
     with seeded(derive(evidence.seed, "evidence", evidence.round)):
         every = evidence.batches()
-        chosen = [_of_each_class(every, per_class, why)] if per_class else list(islice(every, batches))
+        chosen = list(islice(every, batches)) if per_class is None else [_of_each_class(every, per_class, why)]
 
     def make(number: int, batch: Any) -> Tensor:
         with seeded(derive(evidence.seed, "loss", evidence.round, number)):
             return probe.loss(module, batch, why, temperature)
 
     return [partial(make, number, batch) for number, batch in enumerate(chosen)]
+
+
+def _check_amounts(why: str, batches: int, per_class: int | None) -> None:
+    for name, count in (("batches", batches), ("per_class", per_class)):
+        if name == "per_class" and count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r} of {why} must be a whole number, 1 or more.")
 
 
 def _of_each_class(batches: Iterator[Any], count: int, why: str) -> tuple[Tensor, Tensor]:

@@ -191,7 +191,7 @@ _OURS: dict[str, Callable[..., Any]] = {
     "at_step": at_step,
 }
 
-_FACTORIES = {"noise": "noise(0.5)", "at_step": "at_step(100)"}
+FACTORIES = {"noise": "noise(0.5)", "at_step": "at_step(100)"}
 """Names of ours that need a value, and an example."""
 
 
@@ -205,8 +205,8 @@ def named(text: str) -> Control:
     (True, {'sigma': 0.5})
     """
     name, values = _parsed(text)
-    if values is None and name in _FACTORIES:
-        raise ValueError(f"the control {name!r} needs a value: write {_FACTORIES[name]!r}.")
+    if values is None and name in FACTORIES:
+        raise ValueError(f"the control {name!r} needs a value: write {FACTORIES[name]!r}.")
     found = _OURS[name] if name in _OURS else _imported(name, text)
     if values is not None:
         found = found(*values[0], **values[1])
@@ -238,5 +238,5 @@ def _imported(name: str, text: str) -> Callable[..., Any]:
 
 
 def _unknown(text: str) -> str:
-    ours = [_FACTORIES.get(name, name) for name in _OURS]
+    ours = [FACTORIES.get(name, name) for name in _OURS]
     return f"there is no control {text!r}: choose from {ours}, or give the dotted path of a function."

@@ -7,6 +7,7 @@ far they moved from epoch to epoch, and says whether the round ends here.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lt_lightning import require
 from lt_lightning.masks import Masks, total
 
 EarlyBird = Callable[[Sequence[float]], bool]
@@ -30,10 +31,9 @@ def settled(distance: float = 0.1, epochs: int = 5) -> EarlyBird:
         >>> settled(0.1, epochs=2)([0.3, 0.09]), settled(0.1, epochs=2)([0.3, 0.09, 0.05])
         (False, True)
     """
-    if not 0 < distance <= 1:
+    if not require.is_number(distance) or not 0 < distance <= 1:
         raise ValueError(f"distance={distance!r} must lie in (0, 1]: a part of all prunable weights, such as 0.1.")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs={epochs!r} must be a whole number, 1 or more: how many distances in a row.")
+    require.whole("epochs", epochs, 1, "how many distances in a row")
     return partial(_settled, distance=float(distance), epochs=epochs)
 
 

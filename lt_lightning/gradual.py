@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 
+from lt_lightning import require
 from lt_lightning.masks import Density
 
 Gradual = Callable[[float, float, float], float]
@@ -95,9 +96,9 @@ def _part(progress: float, begin: float, end: float) -> float:
 
 
 def _span(begin: float, end: float) -> dict[str, float]:
-    if not 0 <= begin < end <= 1:
+    if not (require.is_number(begin) and require.is_number(end) and 0 <= begin < end <= 1):
         raise ValueError(
-            f"begin={begin} and end={end} are shares of the fit, between which weights are pruned: they need "
+            f"begin={begin!r} and end={end!r} are shares of the fit, between which weights are pruned: they need "
             "0 <= begin < end <= 1."
         )
     return {"begin": float(begin), "end": float(end)}
@@ -126,7 +127,9 @@ def check(gradual: Gradual, round: int, before: Density, after: Density) -> None
     """
     told = [density_at(gradual, number / 100, before, after) for number in range(101)]
     for pattern in after if isinstance(after, Mapping) else ("",):
-        now = [float(each[pattern] if isinstance(each, Mapping) else each) for each in told]
+        now = [each[pattern] if isinstance(each, Mapping) else each for each in told]
+        if not all(map(require.is_number, now)):
+            raise ValueError(f"gradual is {now[0]!r} at the start of round {round}; it must be a density, a number.")
         wanted = after[pattern] if isinstance(after, Mapping) else after
         if now[-1] != wanted:
             raise ValueError(f"gradual is {now[-1]} at the end of round {round}, whose density is {wanted}.")

@@ -13,8 +13,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lt_lightning import preview, pruning, sharing, unchanged
-from lt_lightning.controls import CHANGING, Control, Ingredients, named, reinit, step_of
+from lt_lightning import preview, pruning, require, sharing, unchanged
+from lt_lightning.controls import CHANGING, FACTORIES, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
 from lt_lightning.disk.atomic import recover, remove, write_text
@@ -29,26 +29,28 @@ from lt_lightning.gradual import Gradual
 from lt_lightning.identity import mark
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
+from lt_lightning.masks import Density
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
+from lt_lightning.prunable import checked as checked_prunable
 from lt_lightning.records import write_records
 from lt_lightning.rewinds import Rewind, RewindStep, parse_step, redraw, to_point
-from lt_lightning.schedules import Schedule, geometric, one_shot
+from lt_lightning.schedules import Schedule, planned
 from lt_lightning.scopes import Scope, globally
 from lt_lightning.seeding import derive, seed_all
 from lt_lightning.sparse import Sparse, checked
-from lt_lightning.stopping import StopWhen
+from lt_lightning.stopping import StopWhen, ends
 from lt_lightning.ticket import CheckDrawn, Ticket, unwrap_compiled
 
 
 def lottery(
     model: Model,
     *,
-    rounds: int,
     directory: str | Path,
+    rounds: int | None = None,
     schedule: Schedule | None = None,
-    density: float | None = None,
+    density: Density | None = None,
     criterion: Criterion = magnitude,
     scope: Scope = globally,
     rewind: Rewind = to_point,
@@ -83,10 +85,13 @@ def lottery(
     Args:
         model: a function that makes a fresh module; called under a seed. A module instance is accepted if nothing
             asks for redrawn weights.
-        rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs.
         directory: the run directory; everything is stored there.
-        schedule: round → density in (0, 1]; if None, `one_shot(density)`, and without a density `geometric(0.2)`.
-        density: short for `schedule=one_shot(density)`.
+        rounds: number of pruned rounds; 10 is the dense round 0 and ten pruned ones. May grow between runs, unless they
+            share out a density. None: until the schedule falls no further, and 12 if it always does.
+        schedule: round → density in (0, 1]; if None, that of `density`, and without one `geometric(0.2)`.
+        density: of the last round, in (0, 1), or one per name pattern: `rounds` of them reach it exactly, each pruning
+            the same fraction of what is left, as `geometric(density=density, rounds=rounds)`; without a number of
+            rounds a fifth a round. One round is `one_shot(density)`.
         criterion: how good each weight is.
         scope: which weights compete.
         rewind: what each round starts from.
@@ -158,24 +163,20 @@ def lottery(
             trainer.fit(ticket.model, datamodule, ckpt_path=ticket.ckpt_path)
         ```
     """
-    if schedule is not None and density is not None:
-        raise ValueError(
-            f"schedule and density={density} are both given, and each says how dense the rounds are: leave one out "
-            "(prune.schedule=null, or prune.density=null)."
-        )
-    chosen = tuple(named(c) if isinstance(c, str) else c for c in _listed(controls))
-    starts = [step for step in map(step_of, chosen) if step]
+    schedule, rounds = planned(schedule, density, rounds)
+    chosen = tuple(map(_control, require.listed("controls", controls, '[reinit, "noise(0.5)"]')))
+    asked = [*require.listed("points", points, '[500, "2 epochs"]'), *filter(None, map(step_of, chosen))]
     plan = Plan(
-        directory=RunDirectory(directory),
+        directory=RunDirectory(require.directory("directory", directory, "hydra.run.dir")),
         rounds=rounds,
-        schedule=schedule or (geometric(0.2) if density is None else one_shot(density)),
+        schedule=schedule,
         criterion=criterion,
         scope=scope,
         rewind=rewind,
         rewind_step=parse_step(rewind_step),
-        points=tuple(dict.fromkeys(parse_step(each, "points") for each in [*_listed(points), *starts])),
+        points=tuple(dict.fromkeys(parse_step(each, "points") for each in asked)),
         controls=chosen,
-        prunable=layer_weights if prunable is None else _listed(prunable),
+        prunable=layer_weights if prunable is None else checked_prunable(prunable),
         monitor=monitor,
         mode=mode,
         seed=seed,
@@ -186,8 +187,8 @@ def lottery(
         every=every if every in (None, AUTO) else parse_step(every, "every", '"auto", None'),
         sparse=checked(sparse),
         steps_per_batch=chunks.checked(steps_per_batch),
-        may_vary=tuple(_listed(may_vary)),
-        config=dict(config or {}),
+        may_vary=tuple(require.listed("may_vary", may_vary, '["max_epochs"]')),
+        config=_checked_config(config),
         gradual=gradual,
         gradual_every=parse_step(gradual_every, "gradual_every", '"1 epoch"'),
         early_bird=early_bird,
@@ -198,13 +199,14 @@ def lottery(
     unchanged.check_controls(plan)
     unchanged.check_redrawn(plan, model)
     _warn_of_repeats(plan)
-    if dry_run:
+    if require.flag("dry_run", dry_run, "prune.dry_run"):
         return _show(plan, model)
     if is_writer():
         check_tickets(plan)
     if is_writer() and not is_config_damaged(plan):
         check(plan.directory.config, plan.config)  # at once; it is written when the directory is ours
-    shared = sharing.plan_of(plan, Path(dense_directory)) if dense_directory and plan.dense and not early_bird else None
+    shares = dense_directory is not None and plan.dense and not early_bird
+    shared = sharing.plan_of(plan, require.directory("dense_directory", dense_directory, "name")) if shares else None
     return _fits(plan, model, shared)
 
 
@@ -220,9 +222,21 @@ def _warn_of_repeats(plan: Plan) -> None:
         )
 
 
-def _listed(value: Any) -> Any:
-    """A text alone stands for a list of one."""
-    return [value] if isinstance(value, str) else value
+def _control(given: Any) -> Control:
+    """The control that a name or a function stands for."""
+    if isinstance(given, str):
+        return named(given)
+    example = FACTORIES.get(require.called_name(given), "reinit or noise(0.5), or their names")
+    return require.function("controls", given, ["ingredients"], example)
+
+
+def _checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise ValueError(f'config={config!r} must be a mapping of plain values: config={{"lr": 0.1}}.')
+    require.plain("config", config)
+    return dict(config)
 
 
 def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
@@ -243,8 +257,17 @@ def _at_work(plan: Plan) -> Iterator[None]:
     if not is_writer():
         yield
         return
+    _make(plan.directory.path)
     with lock.hold(plan.directory.lock), liveness.of_run(plan.directory.state, len(plan.arms)):
         yield
+
+
+def _make(path: Path) -> None:
+    """Make a directory, or say that it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(require.unwritable("directory", path, str(error), "hydra.run.dir")) from error
 
 
 def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Ticket]:
@@ -299,7 +322,7 @@ def _ends_before(plan: Plan, round: int) -> bool:
     if not is_writer() or plan.directory.is_scratch:
         return False
     records = [record for record in plan.directory.finished() if record["round"] < round]
-    if plan.stop_when is None or not plan.stop_when(records):
+    if plan.stop_when is None or not ends(plan.stop_when, records):
         if plan.directory.stopped_after == round - 1:  # by another rule
             remove(told)
         return False
@@ -325,7 +348,7 @@ def _share_dense(plan: Plan, model: Model, shared: Plan) -> Iterator[Ticket]:
                     for each in (plan, shared):
                         liveness.tell(each.directory.state, works_for=str(making.directory.state))
                 for ticket in _each(making, model):
-                    ticket.shared = True
+                    ticket.shared, ticket.rehearsed = True, plan
                     yield ticket
                     making = ticket.plan
                 if making.directory.is_scratch:

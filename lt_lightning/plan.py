@@ -7,6 +7,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
+from lt_lightning import require
 from lt_lightning.controls import Control
 from lt_lightning.criteria import Criterion
 from lt_lightning.disk.configuration import LAYOUT, fingerprint
@@ -27,12 +28,18 @@ AUTO = "auto"
 
 EACH_EPOCH = RewindStep(1, "epochs")
 
-_EXAMPLES = {
-    "schedule": "pass one such as geometric(0.2).",
-    "criterion": "pass one such as lt_lightning.magnitude.",
-    "scope": "pass one such as lt_lightning.globally.",
-    "rewind": "pass one such as lt_lightning.to_point.",
+FAMILIES = {
+    "schedule": (["round"], "geometric(0.2)"),
+    "criterion": (["evidence"], "lt_lightning.magnitude"),
+    "scope": (["scores", "masks", "density"], "lt_lightning.globally"),
+    "rewind": (["point", "trained"], "lt_lightning.to_point"),
+    "gradual": (["progress", "density before", "density after"], "cubically()"),
+    "early_bird": (["distances"], "settled(0.1)"),
+    "stop_when": (["records"], "worse_than_dense(0.01)"),
 }
+"""Argument of `lottery` → what its function is called with, and an example."""
+
+_NEEDED = ("schedule", "criterion", "scope", "rewind")
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,16 @@ class Plan:
             seed = getattr(self, name)
             if isinstance(seed, bool) or not isinstance(seed, Integral):
                 raise ValueError(f"{name}={seed!r} must be a whole number.")
-        if self.directory.path.exists() and not self.directory.path.is_dir():
-            raise ValueError(f"directory={str(self.directory.path)!r} is a file; a run needs a directory.")
-        for name in ("schedule", "criterion", "scope", "rewind"):
-            if not callable(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not a function: {_EXAMPLES[name]}")
+        for name, (takes, example) in FAMILIES.items():
+            if getattr(self, name) is not None or name in _NEEDED:
+                require.function(name, getattr(self, name), takes, example)
+        for name in ("dense", "keep_last"):
+            require.flag(name, getattr(self, name), f"prune.{name}")
+        if self.monitor is not None and (not isinstance(self.monitor, str) or not self.monitor):
+            raise ValueError(
+                f'monitor={self.monitor!r} must be the name of a metric: monitor="val/loss"; None goes without an '
+                "early stop (prune.monitor=null)."
+            )
         if self.mode not in ("min", "max"):
             metric = "val/loss" if self.monitor == AUTO else self.monitor
             raise ValueError(f'mode={self.mode!r} must be "min" or "max": which {metric} is the best?')
@@ -109,10 +121,11 @@ class Plan:
         names = [control_name(control) for control in self.controls]
         if len(set(names)) < len(names) or {TICKET, NEXT} & set(names):
             raise ValueError(f"controls need names of their own, other than '{TICKET}' and '{NEXT}': {names}.")
-        if set(_by_pattern(self.schedule(0)).values()) != {1.0}:
-            raise ValueError(f"round 0 is dense, but schedule(0) is {self.schedule(0)}; it must be 1.0.")
+        densities = [_asked(self.schedule, round) for round in range(self.rounds + 1)]
+        if not densities[0] or any(each != 1.0 for each in _by_pattern(densities[0]).values()):
+            raise ValueError(f"round 0 is dense, but schedule(0) is {densities[0]}; it must be 1.0.")
         for round in range(1, self.rounds + 1):
-            _check_densities(round, self.schedule(round), self.schedule(round - 1))
+            _check_densities(round, densities[round], densities[round - 1])
         self._check_gradual()
         self._check_early_bird()
         self._check_stop_when()
@@ -120,8 +133,6 @@ class Plan:
     def _check_early_bird(self) -> None:
         if self.early_bird is None:
             return
-        if not callable(self.early_bird):
-            raise ValueError(f"early_bird={self.early_bird!r} is not a function: pass one such as settled(0.1).")
         if not self.dense:
             raise ValueError(
                 "early_bird says when the dense round ends, which dense=False has not: leave out one of them."
@@ -134,10 +145,6 @@ class Plan:
     def _check_stop_when(self) -> None:
         if self.stop_when is None:
             return
-        if not callable(self.stop_when):
-            raise ValueError(
-                f"stop_when={self.stop_when!r} is not a function: pass one such as worse_than_dense(0.01)."
-            )
         if needs_dense(self.stop_when) and not self.dense:
             raise ValueError(
                 "stop_when=worse_than_dense compares with the dense network, which dense=False does not train: leave "
@@ -147,8 +154,6 @@ class Plan:
     def _check_gradual(self) -> None:
         if self.gradual is None:
             return
-        if not callable(self.gradual):
-            raise ValueError(f"gradual={self.gradual!r} is not a function: pass one such as cubically().")
         if self.gradual_every.count == 0:
             raise ValueError(f'gradual_every="{self.gradual_every}" must be at least 1: "1 epoch", "100 steps".')
         if self.sparse != "off":
@@ -253,10 +258,19 @@ def _qualified(value: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def _asked(schedule: Schedule, round: int) -> Any:
+    try:
+        return schedule(round)
+    except Exception as error:
+        raise ValueError(
+            f"schedule({round}) raised {type(error).__name__}: {error}; it must answer for every round that there is."
+        ) from error
+
+
 def _check_densities(round: int, density: Density, before: Density) -> None:
     now, then = _by_pattern(density), _by_pattern(before)
     for pattern, value in now.items():
-        if not 0 < value <= 1:
+        if not require.is_number(value) or not 0 < value <= 1:
             raise ValueError(f"schedule({round}) is {value}; a density must lie in (0, 1].")
         if value > then.get(pattern, 1.0):
             raise ValueError(

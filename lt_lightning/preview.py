@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from lt_lightning.masks import all_kept, kept
 from lt_lightning.plan import Plan
 from lt_lightning.prunable import Row, find_prunable, survey
-from lt_lightning.scopes import select
+from lt_lightning.rehearsal import draw
 
 _SHOWN = 4
 """So many rounds are listed before the last one."""
@@ -69,12 +68,8 @@ def _kept_in_rounds(plan: Plan, parameters: Mapping[str, nn.Parameter]) -> Itera
     """How many weights each round keeps: the scope itself is asked, which rounds in its own way."""
     masks = all_kept(parameters)
     plan.check_patterns(masks)
-    draws = torch.Generator().manual_seed(0)
-    scores = {name: torch.rand(mask.shape, generator=draws) for name, mask in masks.items()}
     yield kept(masks)
-    for round in range(1, plan.rounds + 1):
-        masks = select(scores, masks, plan.schedule(round), plan.scope)
-        yield kept(masks)
+    yield from map(kept, draw(plan, masks, range(1, plan.rounds + 1)))
 
 
 def _listed(counts: list[int]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lt_lightning import require
 from lt_lightning.layers import layer_weights, why_left
 from lt_lightning.masks import Masks, few, matches, plain_name, require_match
 from lt_lightning.parametrized import empty_rows, source
@@ -32,6 +33,33 @@ class Row:
     name: str
     parameter: nn.Parameter
     reason: str | None
+
+
+def checked(prunable: Any) -> Prunable:
+    """Name patterns as a list, or a predicate.
+
+    Raises:
+        ValueError: for anything else, such as the (module, name) pairs of Lightning's ModelPruning.
+
+    >>> checked("hidden*")
+    ['hidden*']
+    """
+    example = '["*.weight"], or a function of (name, parameter, layer)'
+    if callable(prunable):
+        return require.function("prunable", prunable, ["name", "parameter", "layer"], example)
+    patterns = require.listed("prunable", prunable, example)
+    wrong = [each for each in patterns if not isinstance(each, str) or not each.strip("!+ ")]
+    if wrong and any(isinstance(each, tuple) for each in wrong):
+        raise ValueError(
+            f"prunable holds a pair of {type(wrong[0][0]).__name__} and {wrong[0][-1]!r}, as ModelPruning takes them: "
+            'name the parameters, prunable=["hidden.weight"], or patterns of their names.'
+        )
+    if wrong or not patterns:
+        raise ValueError(
+            f"prunable={prunable!r} must hold patterns of parameter names: prunable={example}; prunable=None "
+            "(prune.prunable=null) are the weights of layers."
+        )
+    return list(patterns)
 
 
 def find_prunable(module: nn.Module, prunable: Prunable = layer_weights) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lt_lightning.changes import Change, Weight
@@ -24,7 +25,7 @@ from lt_lightning.plan import Plan, control_name, unwrap
 from lt_lightning.processes import broadcast, is_writer
 from lt_lightning.prunable import check_norms, empty_norms, ties, weights_of
 from lt_lightning.rewinds import Changed, State
-from lt_lightning.scopes import select
+from lt_lightning.scopes import emptied, require_pruned, select
 from lt_lightning.seeding import generator
 from lt_lightning.sharded import any_sharded
 
@@ -69,13 +70,29 @@ def draw_next(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> None:
 
 
 def _choose(plan: Plan, round: int, masks: Masks, trainer: L.Trainer) -> Masks:
+    density = plan.schedule(round + 1)
     scores = dict(plan.criterion(gather_evidence(plan, round, masks, trainer)))
-    return select(scores, masks, plan.schedule(round + 1), plan.scope)
+    chosen = select(scores, masks, density, plan.scope)
+    if round == 0:
+        require_pruned(chosen, density)
+    warn_of_emptied(chosen, masks, round + 1)
+    return chosen
+
+
+def warn_of_emptied(chosen: Masks, masks: Masks, round: int) -> None:
+    """Warn of layers of which nothing is kept: nothing gets through them, however well the others are chosen."""
+    for name, size in emptied(chosen, masks).items():
+        rank_zero_warn(
+            f"nothing is kept of {name} in round {round}: 0 of {size:,} weights. scope=partial(globally, least=0.01) "
+            f'keeps a hundredth of every layer (prune.scope.least=0.01), prunable=["!{name}"] leaves it dense.'
+        )
 
 
 def write_tightened(arm: ArmDirectory, masks: Masks) -> None:
     """Put the masks that a round has ended with into its ticket file."""
-    replace(read(arm.ticket, state=True), masks=masks).write(arm.ticket)
+    before = read(arm.ticket, state=True)
+    warn_of_emptied(masks, before.masks, before.round)
+    replace(before, masks=masks).write(arm.ticket)
 
 
 def _in_use(arm: ArmDirectory) -> bool:

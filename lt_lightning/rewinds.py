@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lt_lightning import changes
+from lt_lightning import changes, require
 from lt_lightning.changes import Change
 
 State = Mapping[str, Any]
@@ -55,7 +55,7 @@ def parse_step(value: int | str, name: str = "rewind_step", others: str = "0") -
     >>> parse_step("500 steps"), parse_step("1 epoch"), parse_step(0)
     (RewindStep(count=500, unit='steps'), RewindStep(count=1, unit='epochs'), RewindStep(count=0, unit='steps'))
     """
-    found = re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
+    found = None if isinstance(value, float) else re.fullmatch(r"\s*(\d+)\s*(?:(step|epoch)s?)?\s*", str(value))
     if not found:
         raise ValueError(f'{name}={value!r} is not understood: write {others}, 500, "500 steps" or "2 epochs".')
     return RewindStep(int(found[1]), f"{found[2] or 'step'}s")
@@ -75,7 +75,7 @@ def to_point(point: State, trained: State, *, rewind_optimizer: bool = True) -> 
         >>> to_point({"state_dict": "early"}, {"state_dict": "late"})
         {'state_dict': 'early'}
     """
-    if rewind_optimizer:
+    if require.flag("rewind_optimizer", rewind_optimizer, "prune.rewind.rewind_optimizer"):
         return point
     fresh = [{**optimizer, "state": {}} for optimizer in point["optimizer_states"]]
     return {**point, "optimizer_states": fresh}

@@ -8,6 +8,8 @@ on any number of processes.
 In a sharded fit scores and masks are `DTensor`s, in the same dictionaries; a scope then runs on all processes.
 """
 
+import math
+import operator
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -16,18 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_lightning import sharded
+from lt_lightning import require, sharded
 from lt_lightning.masks import Density, Masks, Scores, kept, matches, require_match, total
 
 Scope = Callable[[Scores, Masks, float], Masks]
 """(scores, masks so far, density in (0, 1]) → masks that keep `round(density * total)` weights."""
 
 
-def globally(scores: Scores, masks: Masks, density: float) -> Masks:
+def globally(scores: Scores, masks: Masks, density: float, *, least: float = 0.0) -> Masks:
     """All weights compete with all others, whatever their layer.
 
+    Args:
+        scores: name → float tensor.
+        masks: so far.
+        density: of all weights together.
+        least: density that each tensor keeps, in [0, 1): its best weights, before all others compete for what is left
+            of `round(density * total)`. With 0 a tensor may lose every weight.
+
     Raises:
-        ValueError: if more weights are asked for than are still kept.
+        ValueError: if more weights are asked for than are still kept, or tensors keep more than the density allows.
 
     Source: Frankle & Carbin 2019 (arXiv 1803.03635), section 4, for deep networks.
 
@@ -36,13 +45,40 @@ def globally(scores: Scores, masks: Masks, density: float) -> Masks:
         >>> globally(scores, {"a": torch.ones(2).bool(), "b": torch.ones(2).bool()}, 0.5)
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
+    count = round(density * total(masks))
+    if not require.is_number(least) or not 0 <= least < 1:
+        raise ValueError(f"least={least!r} must be a density in [0, 1) that each layer keeps (prune.scope.least=0.01).")
+    return _globally_at_least(scores, masks, count, least) if least else _best_of_all(scores, masks, count)
+
+
+def _best_of_all(scores: Scores, masks: Masks, count: int) -> Masks:
     if sharded.any_sharded(masks):
-        return _globally_consuming(dict(scores), masks, density)
+        return sharded.keep_best(dict(scores), masks, count)
     flat_scores = torch.cat([scores[name].flatten() for name in masks])
     flat_masks = torch.cat([mask.flatten() for mask in masks.values()])
-    chosen = keep_best(flat_scores, flat_masks, round(density * flat_masks.numel()))
-    parts = chosen.split([mask.numel() for mask in masks.values()])
+    parts = keep_best(flat_scores, flat_masks, count).split([mask.numel() for mask in masks.values()])
     return {name: part.view(masks[name].shape).clone() for name, part in zip(masks, parts, strict=True)}
+
+
+def _globally_at_least(scores: Scores, masks: Masks, count: int, least: float) -> Masks:
+    """The best of each tensor first, as many in all rounds, and then the best of all others."""
+    left = sharded.tally(lambda mask: mask, masks)
+    counts = {name: min(left[name], math.ceil(least * mask.numel())) for name, mask in masks.items()}
+    if sum(counts.values()) > count:
+        raise ValueError(
+            f"least={least} keeps {sum(counts.values()):,} of {total(masks):,} weights, and the density of the round "
+            f"allows {count:,}: ask for less (prune.scope.least), for fewer rounds or a higher density."
+        )
+    keep = sharded.keep_best if sharded.any_sharded(masks) else _keep_best_of_one
+    best = {name: keep({name: scores[name]}, {name: mask}, counts[name])[name] for name, mask in masks.items()}
+    others = {name: _together(mask, best[name], operator.gt) for name, mask in masks.items()}
+    rest = _best_of_all(scores, others, count - sum(counts.values()))
+    return {name: _together(rest[name], best[name], operator.or_) for name in masks}
+
+
+def _together(one: Tensor, other: Tensor, how: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A mask made of two, laid out as they are; `gt` is what the first has and the second has not."""
+    return sharded.wrap(how(sharded.local(one), sharded.local(other)), one)
 
 
 def layerwise(scores: Scores, masks: Masks, density: float) -> Masks:
@@ -118,6 +154,7 @@ def n_m(scores: Scores, masks: Masks, density: float, *, m: int = 4) -> Masks:
         >>> n_m({"w": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}, {"w": torch.ones(1, 4).bool()}, 0.5)
         {'w': tensor([[False,  True,  True, False]])}
     """
+    m = require.whole("m", m, 1, "how many weights in a row make a group (prune.scope.m=4)")
     n = round(density * m)
     if n == 0:
         raise ValueError(
@@ -146,6 +183,8 @@ def channels(scores: Scores, masks: Masks, density: float, *, norm: float = 2) -
         {'w': tensor([[False, False],
                 [ True,  True]])}
     """
+    if not require.is_number(norm) or not norm > 0:
+        raise ValueError(f"norm={norm!r} must be a positive number, 1 or 2 as a rule (prune.scope.norm=2).")
     return {name: _whole(_best_channels, scores[name], mask, name, density, norm) for name, mask in masks.items()}
 
 
@@ -196,6 +235,22 @@ def select(scores: Scores, masks: Masks, density: Density, scope: Scope) -> Mask
         chosen |= scope(scores, {name: masks[name] for name in names}, wanted)
     _check_chosen(chosen, masks)
     return chosen
+
+
+def require_pruned(chosen: Masks, density: Density) -> None:
+    """Raise a ValueError if the masks of a first round keep everything, though its density is lower than that."""
+    densities = density.values() if isinstance(density, Mapping) else [density]
+    if any(each < 1 for each in densities) and kept(chosen) == total(chosen):
+        raise ValueError(
+            f"round 1 would prune none of {total(chosen):,} weights at a density of {density}, as none is the nearest "
+            "whole number: prune more (prune.schedule.fraction=0.2, or a lower prune.density)."
+        )
+
+
+def emptied(chosen: Masks, masks: Masks) -> dict[str, int]:
+    """Name → size of each tensor of which nothing is kept any more; if any is sharded, all processes ask together."""
+    before, now = (sharded.tally(lambda mask: mask, each) for each in (masks, chosen))
+    return {name: chosen[name].numel() for name, count in now.items() if count == 0 < before[name]}
 
 
 def _keep_shares(scores: Scores, masks: Masks, density: float, shares: Mapping[str, float]) -> Masks:

@@ -7,6 +7,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lt_lightning import require
 from lt_lightning.records import Record
 
 StopWhen = Callable[[Sequence[Record]], bool]
@@ -32,14 +33,17 @@ def worse_than_dense(threshold: float, metric: str = "test/acc", mode: str = "ma
         >>> [worse_than_dense(0.01)(records[:n]) for n in (1, 2, 3)]
         [False, False, True]
     """
-    if not threshold >= 0:
+    if not require.is_number(threshold) or not 0 <= threshold < float("inf"):
         raise ValueError(
             f"threshold={threshold!r} must be 0 or more, in units of {metric}: 0.01 is a point of accuracy."
         )
     if mode not in ("min", "max"):
         raise ValueError(f'mode={mode!r} must be "min" or "max": which {metric} is the best?')
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds={rounds!r} must be a whole number, 1 or more: how many in a row must be worse.")
+    if not isinstance(metric, str) or not metric:
+        raise ValueError(
+            f'metric={metric!r} must be a column of records.csv: metric="test/acc" (prune.stop_when.metric).'
+        )
+    require.whole("rounds", rounds, 1, "how many in a row must be worse")
     return partial(_worse_than_dense, threshold=float(threshold), metric=metric, mode=mode, rounds=rounds)
 
 
@@ -55,6 +59,17 @@ def _worse_than_dense(records: Sequence[Record], *, threshold: float, metric: st
     sign = 1 if mode == "max" else -1
     dense, later = sign * tickets[0][metric], [sign * row[metric] for row in tickets[1:]]
     return len(later) >= rounds and not any(value >= dense - threshold for value in later[-rounds:])
+
+
+def ends(stop_when: StopWhen, records: Sequence[Record]) -> bool:
+    """What a rule says; a ValueError if that is neither True nor False."""
+    answer = stop_when(records)
+    if type(answer).__name__ not in ("bool", "bool_"):  # NumPy's too
+        raise ValueError(
+            f"stop_when={require.called_name(stop_when)} answered {answer!r} after round {records[-1]['round']}: it "
+            "must return True, which ends the rounds, or False."
+        )
+    return bool(answer)
 
 
 def needs_dense(stop_when: StopWhen) -> bool:

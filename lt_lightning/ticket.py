@@ -47,6 +47,7 @@ from lt_lightning.processes import broadcast, end_at_exit, gather, wait
 from lt_lightning.prunable import check_norms, find_prunable, weights_of
 from lt_lightning.pruning import draw_next, write_dense, write_tightened
 from lt_lightning.records import Record, read_curves
+from lt_lightning.rehearsal import rehearse
 from lt_lightning.rewinds import fine_tune
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
 from lt_lightning.tightening import DISTANCE, Settling, Tightening
@@ -84,7 +85,7 @@ class Ticket(Callback):
         self._module = unwrap_compiled(model)
         self.round = ingredients.round
         self.arm = arm
-        self.plan = plan
+        self.plan = self.rehearsed = plan
         self.ckpt_path = str(resume) if resume else ingredients.start
         self.fitted = self.shared = self._follows = False
         self._resuming = resume is not None
@@ -358,6 +359,8 @@ class Ticket(Callback):
         moments.after_each_batch(trainer, partial(self._add_logged, trainer))
         self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
+        if self._makes_points and trainer.global_step == 0:
+            rehearse(self.rehearsed, self.plan.directory, trainer)
         if self.plan.steps_per_batch > 1:
             due_in = partial(self._due_in, trainer)
             chunks.Chunks(trainer, self.plan.steps_per_batch, (Ticket, pulse.Pulse), due_in).begin()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from app import CONF, composed, run
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from sampling import few
 from tiny import Tiny
@@ -113,6 +114,10 @@ HELPERS = {
     "apportion",
     "parse_step",
     "rounds_to",
+    "planned",
+    "require_pruned",
+    "emptied",
+    "ends",
     "density_at",
     "check",
     "needs_dense",
@@ -325,6 +330,46 @@ def test_a_density_is_short_for_a_one_shot_schedule(tmp_path):
     assert run_directory("default", "one_shot", cfg.hydra.overrides.task, 0) == (
         "default/prune=one_shot,prune.density=0.05/seed=0"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule", "rounds"),
+    [
+        (["prune.density=0.05", "prune.rounds=5"], {"function": "_in_rounds", "density": 0.05, "rounds": 5}, 5),
+        (["prune.density=0.05"], {"function": "_down_to", "fraction": 0.2, "density": 0.05}, 14),
+        (["++prune.density=0.5"], {"function": "_down_to", "fraction": 0.2, "density": 0.5}, 4),
+        (
+            ["prune.density=0.5", "prune.schedule.fraction=0.1"],
+            {"function": "_down_to", "fraction": 0.1, "density": 0.5},
+            7,
+        ),
+        (
+            ["prune.density={*output*: 0.1, *: 0.05}", "prune.rounds=5"],
+            {"function": "_in_rounds", "density": {"*output*": 0.1, "*": 0.05}, "rounds": 5},
+            5,
+        ),
+        (["prune=one_shot", "prune.rounds=3"], {"function": "_in_rounds", "density": 0.1, "rounds": 3}, 3),
+        (["prune.rounds=3"], {"function": "_geometric", "fraction": 0.2}, 3),
+        (["prune/schedule=cubic"], {"function": "_cubic", "density": 0.1, "rounds": 12}, 12),
+    ],
+)
+def test_a_density_and_a_number_of_rounds_decide_the_schedule(given, schedule, rounds, tmp_path):
+    cfg = composed(*given)
+    next(instantiate(cfg.prune)(Tiny, directory=tmp_path, seed=0))
+    plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["lottery"]
+    assert plan["schedule"] == schedule | {"function": f"lt_lightning.schedules.{schedule['function']}"}
+    assert plan["rounds"] == rounds
+
+
+def test_two_numbers_of_rounds_to_a_density_have_a_directory_each():
+    def folder(*overrides):
+        cfg = composed(*overrides)
+        HydraConfig.instance().set_config(cfg)
+        return cfg.hydra.run.dir
+
+    more = ([], ["prune.rounds=5"], ["prune.rounds=6"])
+    assert len({folder("prune.density=0.05", *each) for each in more}) == 3
+    assert len({folder(*each) for each in more}) == 1
 
 
 def test_a_density_beside_a_schedule_is_refused(tmp_path):

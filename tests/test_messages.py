@@ -8,7 +8,7 @@ import torch
 from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
-from lt_lightning import geometric, lottery, redraw, reinit, to_point
+from lt_lightning import geometric, lottery, one_shot, redraw, reinit, to_point
 from lt_lightning.disk.rundir import Checkpoint
 
 STEPS = []
@@ -426,4 +426,4 @@ def test_an_object_that_cannot_be_read_back(tmp_path):
 def test_rounds_that_would_repeat_the_one_before(tmp_path, rewind):
     told = "round 2 has the density of the round before, 0.5, and repeats its results: rounds=1 is enough"
     with pytest.warns(UserWarning, match=told):
-        lottery(Tiny, rounds=3, density=0.5, rewind=rewind, directory=tmp_path)
+        lottery(Tiny, rounds=3, schedule=one_shot(0.5), rewind=rewind, directory=tmp_path)

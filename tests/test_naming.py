@@ -46,6 +46,14 @@ def test_what_can_change_a_result_is_told(override):
     assert told(override) == f"prune=iterative,{override}"
 
 
+def test_the_number_of_rounds_is_told_where_they_share_out_a_density():
+    given = ["prune.rounds=5", "prune.density=0.05"]
+    assert (
+        run_directory("a", "iterative", given, 0, 0.05) == "a/prune=iterative,prune.density=0.05,prune.rounds=5/seed=0"
+    )
+    assert run_directory("a", "iterative", ["prune.rounds=5"], 0, None) == "a/prune=iterative/seed=0"
+
+
 def test_overrides_are_sorted():
     assert told("b=1", "a=2") == "prune=iterative,a=2,b=1"
     assert told("a=2", "b=1") == "prune=iterative,a=2,b=1"

@@ -162,6 +162,10 @@ def test_a_round_0_that_was_not_trained_is_no_reference(tmp_path):
     (run / "config.yaml").write_text(config.replace("dense: true", "dense: false"))
     found = contents.gather(run)
     assert (found["dense"], found["finding"]) == ({}, None)
+    assert [point[0] for line in found["lines"] for point in line["points"]["test/acc"]] == [
+        pytest.approx(0.8, abs=1e-3)
+    ]
+    assert {line[1] for line in found["curves"]["lines"]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,18 @@ def test_only_empty_directories_are_removed_and_none_above_the_root(tmp_path):
     remove_empty(elsewhere, tmp_path / "runs")
     assert (tmp_path / "elsewhere").exists()
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "counts"),
+    [
+        ({"density": 0.05, "rounds": 5}, [132, 73, 40, 22, "...", 7]),
+        ({"density": 0.3}, [132, 106, 84, 68, "...", 40]),
+        ({"density": {"output*": 0.5, "*": 0.1}, "rounds": 3}, [132, 74, 44, 28]),
+        ({"density": {"output*": 0.5, "*": 0.1}, "rounds": 1}, [132, 28]),
+    ],
+)
+def test_rounds_to_a_density_keep_the_same_part_each_and_end_at_exactly_its_count(tmp_path, capsys, arguments, counts):
+    list(lottery(Tiny, directory=tmp_path, dry_run=True, **arguments))
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("kept: ").split(", ")
+    assert [each if each == "..." else int(each.split(" in ")[0]) for each in told] == counts

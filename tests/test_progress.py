@@ -227,3 +227,12 @@ def test_interrupt_gives_the_terminal_back(tmp_path: Path) -> None:
     assert "\x1b[?25l" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     assert "KeyboardInterrupt" in text
+
+
+def test_a_round_0_that_is_not_trained_is_marked(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("lottery: {dense: false}")
+    console = on_paper()
+    with Progress(tmp_path, 2, console) as progress:
+        for round in range(2):
+            progress.row(make_ticket(round))
+    assert [line.endswith("untrained") for line in printed(console)[1:]] == [True, False]

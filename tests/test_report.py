@@ -60,6 +60,16 @@ def test_panels_show_every_arm_and_the_dense_level() -> None:
     assert stop.get_ylabel() == "early stop (step)"
 
 
+def test_an_untrained_round_0_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list = []
+    monkeypatch.setattr(report, "save", lambda path, make: figures.append(make()))
+    (tmp_path / "config.yaml").write_text("lottery:\n  dense: false\n")
+    draw(tmp_path, eleven_rounds()[:3])
+    ticket, reinit = figures[0].axes[0].get_lines()
+    assert (ticket.get_label(), reinit.get_label()) == ("ticket", "reinit")
+    assert list(ticket.get_xdata()) == [0.8]
+
+
 def test_dense_is_at_the_left_and_labels_are_percent() -> None:
     axes = axes_of(eleven_rounds())[0]
 

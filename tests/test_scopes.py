@@ -2,6 +2,7 @@
 
 import builtins
 import inspect
+import math
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from lt_lightning.scopes import (
     apportion,
     balanced,
     channels,
+    emptied,
     erk,
     globally,
     group_by_pattern,
@@ -54,7 +56,7 @@ def test_the_contract_covers_every_scope():
         for name, value in vars(scopes).items()
         if inspect.isfunction(value) and value.__module__ == scopes.__name__
     }
-    helpers = {"keep_best", "select", "group_by_pattern", "apportion"}
+    helpers = {"keep_best", "select", "group_by_pattern", "apportion", "require_pruned", "emptied"}
     covered = {getattr(scope, "func", scope).__name__ for scope in SCOPES}
     assert {name for name in written - helpers if name[0] != "_"} == covered
 
@@ -103,6 +105,48 @@ def test_of_every_scope_counts_are_exact_masks_nested_and_ties_decided(scope, pr
         again = scope(scores, before, share)
         assert all(torch.equal(after[name], again[name]) for name in after)
         before = after
+
+
+@given(problem=layers(), least=st.floats(0.001, 0.5))
+def test_globally_each_layer_keeps_a_least_density_and_all_together_exactly_the_count(problem, least):
+    scores, densities = problem
+    before = {name: torch.ones(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    sizes = {name: score.numel() for name, score in scores.items()}
+    floors = {name: math.ceil(least * size) for name, size in sizes.items()}
+    for share in densities:
+        count = round(share * sum(sizes.values()))
+        if sum(floors.values()) > count:
+            with pytest.raises(ValueError, match=f"and the density of the round allows {count:,}: ask for less"):
+                globally(scores, before, share, least=least)
+            return
+        after = globally(scores, before, share, least=least)
+        assert kept(after) == count
+        assert all(floors[name] <= int(mask.sum()) <= sizes[name] for name, mask in after.items())
+        assert not any((after[name] & ~before[name]).any() for name in before)
+        # What is kept beyond the floors is no worse than anything that is pruned elsewhere.
+        spare = [s[after[n]].min() for n, s in scores.items() if int(after[n].sum()) > floors[n]]
+        gone = [s[before[n] & ~after[n]].max() for n, s in scores.items() if (before[n] & ~after[n]).any()]
+        assert not spare or not gone or min(spare) >= max(gone)
+        before = after
+
+
+def test_without_a_least_density_a_layer_may_lose_every_weight():
+    scores = {"low": torch.arange(4.0), "high": torch.arange(4.0, 12.0)}
+    masks = {name: torch.ones(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    chosen = globally(scores, masks, 0.5)
+    assert emptied(chosen, masks) == {"low": 4}
+    assert emptied(chosen, chosen) == {}
+    chosen = globally(scores, masks, 0.5, least=0.3)
+    assert {name: mask.tolist() for name, mask in chosen.items()} == {
+        "low": [False, False, True, True],
+        "high": [False] * 4 + [True] * 4,
+    }
+
+
+@pytest.mark.parametrize("least", [-0.1, 1, float("nan"), "0.1", None, True])
+def test_a_least_density_is_a_number(least):
+    with pytest.raises(ValueError, match=r"least=.* must be a density in \[0, 1\) that each layer keeps"):
+        globally({"w": torch.ones(2)}, {"w": torch.ones(2).bool()}, 0.5, least=least)
 
 
 @pytest.mark.parametrize("scope", [erk, balanced])

@@ -2,6 +2,7 @@
 
 import builtins
 import inspect
+from functools import partial
 from math import prod
 
 import gloo
@@ -97,6 +98,17 @@ def test_masks_are_those_of_one_process(teams, problem):
 @settings(quiet, max_examples=3000)
 def test_masks_are_those_of_one_process_many_times(teams, problem):
     same_as_alone(teams, problem)
+
+
+@pytest.mark.parametrize(("least", "density"), [(0.3, 0.5), (0.01, 0.02), (0.4, 0.3)])
+def test_a_least_density_of_each_layer_is_that_of_one_process(teams, least, density):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"a": (5, 3), "b": (8, 2), "c": (3,), "d": (7, 5)}
+    scores = {name: torch.randint(-3, 4, shape, generator=generator).double() for name, shape in shapes.items()}
+    scores["b"] -= 10  # it would lose every weight
+    before = {name: torch.rand(score.shape, generator=generator) < 0.9 for name, score in scores.items()}
+    layouts = {"a": "0", "b": "1", "c": "", "d": "r"}
+    same_as_alone(teams, (2, (scores, before, layouts, (2,), density, partial(globally, least=least), 7, False)))
 
 
 @pytest.mark.parametrize("scope", [globally, layerwise])

@@ -68,7 +68,18 @@ def test_other_errors_and_those_asked_for_in_full_show_where_they_were_raised(tm
     assert code == 1
     assert "Traceback" in told
     assert "ValueError: rounds=-1 must be a whole number" in told
-    code, told = said(tmp_path, "trainer.max_epochs=few")
+    lines = [
+        "import lightning",
+        "class Broken(lightning.Callback):",
+        "    def on_fit_start(self, *_): assert not 'ready'",
+    ]
+    lines = [
+        "import lightning",
+        "class Broken(lightning.Callback):",
+        "    def on_fit_start(self, *_): assert not 'ready'",
+    ]
+    (tmp_path / "broken.py").write_text("\n".join(lines))
+    code, told = said(tmp_path, "+callbacks.mine._target_=broken.Broken", PYTHONPATH=str(tmp_path))
     assert code == 1
     assert "Traceback" in told
     assert "AssertionError" in told

@@ -174,6 +174,7 @@ def _overlap(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Find
 
 def _movement(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Findings]:
     from lt_lightning.analysis import movement
+    from lt_lightning.disk.configuration import trains_dense
 
     for each, folder, name in _apart(found, given):
         rows, notes = movement.tabulate(each), []
@@ -185,7 +186,8 @@ def _movement(found: Sequence["Run"], given: argparse.Namespace) -> Iterator[Fin
         start = ends[0].start() if ends else None
         if ends and start is not None:
             shares = movement.distributions(start, ends[0].end(), ends[1].masks())
-            heading = f"{name}: weights of the dense round, by the masks of round {ends[1].round}"
+            first = "the dense round" if trains_dense(each.config()) else "round 0, which was not trained"
+            heading = f"{name}: weights of {first}, by the masks of round {ends[1].round}"
             picture = movement.draw_distributions(folder / "movement_distributions.png", shares, heading)
             written += [_table(folder / "movement_distributions.csv", shares), picture]
         else:

@@ -7,7 +7,7 @@ many; `notes` says so. This module imports torch only when it looks at masks or 
 import csv
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lt_lightning.analysis import report, summary
 from lt_lightning.disk import environment, runs
+from lt_lightning.disk.configuration import trains_dense
 from lt_lightning.disk.redact import redacted_text
 from lt_lightning.records import Record, to_csv, told_if_damaged
 
@@ -84,7 +85,7 @@ def gather(directory: str | os.PathLike[str], most_bytes: float = math.inf) -> V
     page.value["unfinished"] = [str(each) for each in unfinished]
     groups = {run.path: _group(names[os.path.relpath(run.path, directory)]) for run in told}
     page.value["groups"] = {labels[path]: group for path, group in groups.items()}
-    page.value["curves"] = _curves(page, told, labels)
+    page.value["curves"] = _curves(page, told, labels, {path for path in configs if not trains_dense(configs[path])})
     _look_inside(page, told, labels, groups, configs, most_bytes)
     return page.value | {"notes": page.notes}
 
@@ -131,6 +132,8 @@ def _lines(
     """The aggregated rows as lines: one per method and arm, for every metric; the dense rounds as references."""
     from lt_lightning.analysis import comparison
 
+    whole = {os.path.relpath(path, directory) for path, config in configs.items() if trains_dense(config)}
+    rows = [row for row in rows if row["round"] or row["run"] in whole] or rows  # an untrained round 0 is no dense one
     aggregated = summary.aggregate(rows)
     keys = list(dict.fromkeys((row["experiment"], row["method"], row["arm"]) for row in aggregated))
     labels = comparison.labelled(keys)
@@ -143,7 +146,6 @@ def _lines(
             for name in metrics
         }
         lines.append({"label": labels[key], "group": f"{key[0]} {key[1]}", "arm": key[2], "points": points})
-    whole = {os.path.relpath(path, directory) for path, config in configs.items() if _is_dense(config)}
     dense = summary.aggregate([row | {"method": ""} for row in rows if row["round"] == 0 and row["run"] in whole])
     references: dict[str, dict[str, float]] = {}
     for row in dense:
@@ -158,11 +160,6 @@ def _lines(
         "chosen": spoken,
         "finding": _finding(lines, references, spoken["accuracy"], fractions),
     }
-
-
-def _is_dense(config: Mapping[str, Any]) -> bool:
-    """Whether round 0 trains to its end; with `dense=False` it is no reference."""
-    return (config.get("lottery") or {}).get("dense", True)
 
 
 def _chosen(rows: Sequence[Record], metrics: Sequence[str]) -> tuple[str | None, str | None, str | None]:
@@ -201,13 +198,13 @@ def _finding(
 # Curves
 
 
-def _curves(page: _Page, told: Sequence[runs.Run], labels: Mapping[str, str]) -> Value:
-    """The curves of every fit, thinned to what the page can hold.
+def _curves(page: _Page, told: Sequence[runs.Run], labels: Mapping[str, str], untrained: Container[str]) -> Value:
+    """The curves of every fit, thinned to what the page can hold, but for the round 0 of a run that does not train it.
 
     Returns:
         metrics; steps: lists that lines refer to; lines: [run, round, arm, metric, which steps, values].
     """
-    fits = [(run, *fit) for run in told for fit in run.done]
+    fits = [(run, *fit) for run in told for fit in run.done if fit[0] or run.path not in untrained]
     files = {fit: Path(runs.marker(fit[0].path, *fit[1:])).with_name("metrics.csv") for fit in fits}
     metrics = list(dict.fromkeys(name for path in files.values() for name in _header(path)))
     if len(metrics) > _MOST_METRICS:

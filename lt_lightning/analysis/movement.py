@@ -256,7 +256,7 @@ def _histograms(rows: Sequence[Row], heading: str) -> "Figure":
             _histogram(panel, [row for row in rows if (row["layer"], row["when"]) == (layers[layer], when)])
         line[0].set_ylabel(f"{told[layer]}\nshare of weights (%)")
     for panel, when in zip(panels[0], ("start", "end"), strict=True):
-        panel.set_title(f"at the {when} of the dense round", fontsize=8)
+        panel.set_title(f"at the {when} of round 0", fontsize=8)
     for panel in panels[-1]:
         panel.set_xlabel("weight")
     figure.suptitle(report.shorten(heading, 80), fontsize=9, parse_math=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_lightning.disk.atomic import write_bytes
+from lt_lightning.disk.configuration import stored, trains_dense
 from lt_lightning.records import BEST_CHECKPOINT, COLUMNS, EARLY_STOP, Record, read_records
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def draw(directory: str | os.PathLike[str], path: Path | None = None) -> Path:
     """Draw a picture of the run in `directory` and return its path.
 
     The left panel shows the metric at the end of each round, the right one the step of its early stop, both
-    against density, dense at the left. The right panel is left out where no early stop was measured. The same
-    records give the same bytes.
+    against density, dense at the left. The right panel is left out where no early stop was measured, and a
+    round 0 that is not trained where there is any other. The same records give the same bytes.
 
     Args:
         directory: a run directory.
@@ -71,7 +72,9 @@ def draw(directory: str | os.PathLike[str], path: Path | None = None) -> Path:
     rows = read_records(records)
     if not rows:
         raise ValueError(f"{records} holds no row, expected one per finished round")
-    return save(path or Path(directory) / "report.png", lambda: _figure(rows, title(directory)))
+    dense = trains_dense(stored(Path(directory) / "config.yaml"))
+    shown = rows if dense else [row for row in rows if row["round"]] or rows
+    return save(path or Path(directory) / "report.png", lambda: _figure(shown, title(directory), dense))
 
 
 def save(path: Path, make: "Callable[[], Figure]") -> Path:
@@ -145,7 +148,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _figure(rows: Sequence[Record], heading: str) -> "Figure":
+def _figure(rows: Sequence[Record], heading: str, dense: bool = True) -> "Figure":
     """Lay out the panels, the title and one legend below."""
     from matplotlib.figure import Figure
 
@@ -155,10 +158,10 @@ def _figure(rows: Sequence[Record], heading: str) -> "Figure":
     panels = figure.subplots(1, 1 + stops, squeeze=False)[0]
     chosen = metric(rows) or ""
     scale = 100.0 if chosen and is_fraction(rows, chosen) else 1.0
-    _panel(panels[0], rows, chosen, scale)
+    _panel(panels[0], rows, chosen, scale, dense=dense)
     panels[0].set_ylabel(f"{chosen or 'metric'} at the end{' (%)' if scale == 100 else ''}")
     if stops:
-        _panel(panels[1], rows, "early_stop_step", 1.0)
+        _panel(panels[1], rows, "early_stop_step", 1.0, dense=dense)
         panels[1].set_ylabel("early stop (step)")
     figure.suptitle(shorten(heading, 90 if stops else 50), fontsize=9, parse_math=False)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -172,8 +175,8 @@ def is_fraction(rows: Sequence[Record], column: str) -> bool:
     return column.endswith("acc") and all(0 <= value <= 1 for value in values if not math.isnan(value))
 
 
-def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> None:
-    """Draw one line per arm, and the dense round as the level to match."""
+def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float, *, dense: bool) -> None:
+    """Draw one line per arm, and the dense round, if there is one, as the level to match."""
     for place, arm in enumerate(dict.fromkeys(str(row["arm"]) for row in rows)):
         own = sorted((row for row in rows if str(row["arm"]) == arm), key=lambda row: -row["density"])
         axes.plot(
@@ -182,10 +185,10 @@ def _panel(axes: "Axes", rows: Sequence[Record], column: str, scale: float) -> N
             label=arm,
             **look(place, place, dashed=place > 0),
         )
-    dense = _number(rows[0].get(column)) if rows[0]["round"] == 0 else math.nan
+    level = _number(rows[0].get(column)) if dense and rows[0]["round"] == 0 else math.nan
     # A line without a finite place is left out; the legend would still name it.
-    if math.isfinite(dense):
-        axes.axhline(scale * dense, color="0.35", linewidth=0.9, linestyle=":", label="dense", zorder=1)
+    if math.isfinite(level):
+        axes.axhline(scale * level, color="0.35", linewidth=0.9, linestyle=":", label="dense", zorder=1)
     if not column:
         axes.text(0.5, 0.5, "no metric was logged", transform=axes.transAxes, ha="center", color="0.35")
     density_axis(axes, [row["density"] for row in rows])

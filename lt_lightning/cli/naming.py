@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -18,19 +19,21 @@ _LONGEST = 120
 _DURATION = re.compile(r"\d+ (steps?|epochs?)")
 
 
-def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int) -> str:
+def run_directory(name: str, prune: str, overrides: Sequence[str], seed: int, density: Any = None) -> str:
     """`<experiment>/<overrides>/seed=<seed>`, below the folder of all runs.
 
     Overrides that cannot change a result are left out. Odd characters are replaced, with a hash of what was there, so
-    that other overrides have another name; over-long names are cut and hashed. What is
-    secret is no part of a name.
+    that other overrides have another name; over-long names are cut and hashed. What is secret is no part of a name.
+    Rounds that share out a density are another result for another number of them.
 
     >>> run_directory("default", "iterative", ["prune=iterative", "model=conv2", "data.path=/a/b", "seed=3"], 3)
     'default/prune=iterative,model=conv2/seed=3'
     >>> run_directory("default", "one_shot", ['prune.prunable=["!*head*"]'], 3)
     'default/prune=one_shot,prune.prunable=[_head_]-3e22b136/seed=3'
     """
-    told = [f"prune={prune}", *sorted(text for text in _texts(overrides) if _tells(text))]
+    texts = _texts(overrides)
+    rounds = [text for text in texts if density is not None and _key(text) == "prune.rounds"]
+    told = [f"prune={prune}", *sorted([*rounds, *(text for text in texts if _tells(text))])]
     return f"{study(name)}/{_short(','.join(map(_named, redacted_arguments(told))))}/seed={seed}"
 
 
@@ -49,8 +52,11 @@ def register() -> None:
 
 
 def _tells(override: str) -> bool:
-    key = override.split("=")[0].lstrip("+~").split("@")[0]
-    return not any(fnmatchcase(key, pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
+    return not any(fnmatchcase(_key(override), pattern) for pattern in (*NEUTRAL, *_ELSEWHERE))
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~").split("@")[0]
 
 
 def _texts(overrides: Sequence[str]) -> Sequence[str]:

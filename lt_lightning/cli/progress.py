@@ -15,6 +15,7 @@ from rich import progress as rich
 from rich.console import Console
 from rich.text import Text
 
+from lt_lightning.disk.configuration import stored, trains_dense
 from lt_lightning.disk.rundir import RunDirectory
 from lt_lightning.fit import hooks
 from lt_lightning.fit.pulse import steps
@@ -102,7 +103,9 @@ class Progress:
             raise KeyboardInterrupt
 
     def _line(self, record: Mapping[str, Any]) -> str:
-        return line(record) if len(self.runs) == 1 else f"{line(record)}  seed {record['seed']}"
+        told = line(record) if len(self.runs) == 1 else f"{line(record)}  seed {record['seed']}"
+        is_dense = record["round"] > 0 or trains_dense(stored(self.runs[0].config))
+        return told if is_dense else f"{told}  untrained"
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

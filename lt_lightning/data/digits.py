@@ -30,7 +30,7 @@ def digits(test_size: int = 360) -> Splits:
     """
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images, labels = torch.from_numpy(file["images"])[:, None], torch.from_numpy(file["labels"]).long()
-    if not 0 < test_size < len(labels):
+    if isinstance(test_size, bool) or not isinstance(test_size, int) or not 0 < test_size < len(labels):
         raise ValueError(
             f"test_size={test_size}, expected 0 < test_size < {len(labels)}: set data.source.test_size=360"
         )

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lt_lightning import require
 from lt_lightning.data.augment import Augment
 from lt_lightning.data.place import device, place
 from lt_lightning.data.splits import Source, Splits, check_splits
@@ -69,6 +70,10 @@ class Images(L.LightningDataModule):
     ) -> None:
         super().__init__()
         _check(shape, mean, std, batch_size=batch_size, eval_batch_size=eval_batch_size, val_size=val_size)
+        require.whole("data.num_classes", num_classes, 1, "how many labels there are: data.num_classes=10")
+        for name, value in (("seed", seed), ("split_seed", split_seed)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"data.{name}={value!r} must be a whole number: set data.{name}=0")
         self.source = source if path is None else partial(source, path)
         self.shape, self.num_classes = tuple(shape), num_classes
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -135,6 +140,9 @@ def _divide(splits: Splits, val_size: int, split_seed: int) -> dict[str, tuple[T
 
 
 def _check(shape: Sequence[int], mean: Sequence[float], std: Sequence[float], **sizes: int) -> None:
+    for name, values in (("shape", shape), ("mean", mean), ("std", std)):
+        if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(require.is_number, values)):
+            raise ValueError(f"data.{name}={values!r}, expected a list of numbers: set data.{name}=[...]")
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"data.shape={list(shape)}, expected [channels, height, width]: set data.shape=[1,28,28]")
     for name, values in (("mean", mean), ("std", std)):
@@ -147,5 +155,7 @@ def _check(shape: Sequence[int], mean: Sequence[float], std: Sequence[float], **
         raise ValueError(f"data.std={list(std)}, expected numbers above 0: set data.std=[1.0] for no scaling")
     for name, size in sizes.items():
         smallest = 0 if name == "val_size" else 1
-        if size < smallest:
-            raise ValueError(f"data.{name}={size}, expected at least {smallest}: set data.{name}={smallest}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < smallest:
+            raise ValueError(
+                f"data.{name}={size}, expected at least {smallest}: set data.{name}={smallest} or a larger whole number"
+            )

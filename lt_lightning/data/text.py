@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lt_lightning import require
 from lt_lightning.data.characters import encode, read_text
 from lt_lightning.data.place import device, place
 from lt_lightning.data.windows import WindowLoader
@@ -63,6 +64,8 @@ class Text(L.LightningDataModule):
         super().__init__()
         _check(vocabulary=vocabulary, context=context, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _check_fractions(val_fraction, test_fraction)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"data.seed={seed!r} must be a whole number: set data.seed=0")
         self.path, self.text_column = path, text_column
         self.vocabulary, self.context = vocabulary, context
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
@@ -121,12 +124,13 @@ def _divide(tokens: Tensor, val_fraction: float, test_fraction: float) -> dict[s
 
 def _check(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"data.{name}={size}, expected at least 1: set data.{name}=1 or more")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"data.{name}={size}, expected at least 1: set data.{name}=1 or a larger whole number")
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 - val_fraction):
+    numbers = require.is_number(val_fraction) and require.is_number(test_fraction)
+    if not (numbers and 0 < val_fraction < 1 and 0 <= test_fraction < 1 - val_fraction):
         raise ValueError(
             f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}, expected shares of the text "
             "that leave some to train on: set data.val_fraction=0.1 data.test_fraction=0.0"

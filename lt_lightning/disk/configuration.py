@@ -49,6 +49,23 @@ NEUTRAL = (
 """Configuration keys that cannot change what was already computed: patterns over dotted names."""
 
 
+def stored(path: Path) -> Mapping[str, Any]:
+    """What a `config.yaml` holds; nothing if it is not there, or damaged."""
+    try:
+        return yaml.safe_load(path.read_bytes()) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def trains_dense(config: Mapping[str, Any]) -> bool:
+    """Whether round 0 trains to its end; with `dense=False` it is no dense network to compare with.
+
+    >>> trains_dense({"lottery": {"dense": False}}), trains_dense({})
+    (False, True)
+    """
+    return bool((config.get("lottery") or {}).get("dense", True))
+
+
 def check(path: Path, config: Mapping[str, Any]) -> None:
     """Compare with the stored configuration, if results lie beside it.
 
@@ -105,7 +122,7 @@ def _is_more(now: Any, before: Any) -> bool:
     """Whether there are more rounds, or controls or points that were not there."""
     if isinstance(now, list):
         return any(each not in (before or []) for each in now)
-    return before is None or now > before
+    return now is not None and (before is None or now > before)
 
 
 def has_results(directory: Path) -> bool:

@@ -108,10 +108,13 @@ class Measurements:
         """Take note of the metrics at the end of training."""
         self._logged |= numbers(trainer.callback_metrics)
         self._curves.write()
-        if self._early_stop.monitor == AUTO and self._early_stop.found is None and self._validated is not None:
+        if self._early_stop.monitor == AUTO and self._early_stop.found is None:
+            logged = (
+                f"no validation loss is among {sorted(self._validated)}" if self._validated else "nothing is validated"
+            )
             rank_zero_info(
-                f'monitor="auto": no early stop, as no validation loss is among {sorted(self._validated)}; '
-                "name one to have it: lottery(..., monitor=...), prune.monitor=..."
+                f'monitor="auto": no early stop, as {logged}; name a metric to have one: lottery(..., monitor=...), '
+                "prune.monitor=..."
             )
 
     def stop_clock(self, trainer: L.Trainer) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
+from lt_lightning import require
 from lt_lightning.models.compiled import compile_network
 from lt_lightning.models.optimizers import MakeOptimizer, MakeScheduler, check_interval, configured
 from lt_lightning.models.sharding import shard
@@ -32,7 +33,8 @@ class Classifier(LightningModule):
     `val/loss`, `val/acc`, `test/loss` and `test/acc` over the whole set, each example weighing the same.
 
     Raises:
-        ValueError: when `scheduler_interval` is neither "step" nor "epoch".
+        ValueError: when `scheduler_interval` is neither "step" nor "epoch"; when a fit begins, for a data module of
+            another number of classes.
 
     >>> from functools import partial
     >>> from torch.optim import Adam
@@ -55,7 +57,8 @@ class Classifier(LightningModule):
         super().__init__()
         check_interval(scheduler_interval)
         self.network = network
-        self.channels_last = channels_last
+        self.num_classes = require.whole("num_classes", num_classes, 1, "that accuracy is counted over")
+        self.channels_last = require.flag("channels_last", channels_last, "model.channels_last")
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         compile_network(network, compile)
@@ -102,6 +105,15 @@ class Classifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log `test/loss` and `test/acc`."""
         self._evaluate("test", batch, self.test_accuracy)
+
+    def setup(self, stage: str) -> None:
+        """Raise a ValueError for a data module of another number of classes."""
+        there = getattr(self.trainer.datamodule, "num_classes", self.num_classes)  # type: ignore[attr-defined]
+        if there != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes} of the Classifier, and the data module has {there}: write "
+                f"Classifier(..., num_classes={there}), or leave model.num_classes to the data."
+            )
 
     def configure_model(self) -> None:
         """Shard the network where the strategy has processes to share it: `ModelParallelStrategy`."""

@@ -24,6 +24,11 @@ def compile_network(network: nn.Module, options: Mapping[str, Any] | None) -> No
     """
     if options is None:
         return
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"compile={options!r} must be arguments of torch.compile, or None: model.compile={{}} or "
+            "'model.compile={mode: reduce-overhead}' (model.compile=null)."
+        )
 
     def called(*inputs: Tensor) -> Any:
         return network._call_impl(*inputs)

@@ -183,6 +183,7 @@ function lineLook(name) {
 
 const labelOf = (group, arm) => (data.lines.find((line) => line.group === group && line.arm === arm) ?? { label: arm }).label;
 const experiments = Object.keys(data.dense);
+const withDense = experiments.length ? ", with the dense round" : "";
 const referenceName = (experiment) => (experiments.length > 1 ? `dense, ${experiment}` : "dense");
 const referenceNames = () => experiments.map(referenceName);
 
@@ -339,7 +340,7 @@ function addCurves() {
     for (const line of own.filter((each) => each[1] === 0)) add(line, state.round ? "dense" : labelOf(state.group, line[2]), lineLook(state.round ? "dense" : labelOf(state.group, line[2])));
     if (state.round) for (const line of own.filter((each) => each[1] === state.round)) add(line, labelOf(state.group, line[2]), lineLook(labelOf(state.group, line[2])));
     return {
-      traces, caption: `Round ${state.round}${shownGroups.length > 1 ? `, ${state.group}` : ""}.`, told: `Curves of ${state.metric} by step, of round ${state.round}, with the dense round. ${told.join("; ")}.`,
+      traces, caption: `Round ${state.round}${shownGroups.length > 1 ? `, ${state.group}` : ""}.`, told: `Curves of ${state.metric} by step, of round ${state.round}${withDense}. ${told.join("; ")}.`,
       layout: {
         xaxis: { title: { text: "step" }, rangemode: "tozero" },
         yaxis: isLoss(state.metric) ? logAxis(state.metric, rows.map((row) => row[4])) : { title: { text: `${state.metric}${unitOf(state.metric)}` } },
@@ -352,7 +353,7 @@ function addCurves() {
   controls.append(select("Metric ", metrics, redraw((value) => (state.metric = value)), state.metric));
   if (shownGroups.length > 1) controls.append(select("Method ", shownGroups, redraw((value) => (state.group = value)), state.group));
   if (rounds.length > 1) controls.append(roundSlider("Round ", rounds, Math.min(1, rounds.length - 1), redraw((value) => (state.round = value))));
-  const chart = addChart(document.getElementById("curves-charts"), "By step, with the dense round", build);
+  const chart = addChart(document.getElementById("curves-charts"), `By step${withDense}`, build);
 }
 
 // 3. Inside: layers, pixels, overlap, movement
