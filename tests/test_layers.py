@@ -17,20 +17,19 @@ ROOMS = ("disk", "fit", "exchange", "cli")
 """Packages whose modules have a floor each."""
 
 FLOORS = (
-    {"sharded", "fit.csr"},
+    {"sharded", "fit.csr", "disk.redact", "disk.plain_pickle"},
     {
         *("masks", "seeding", "processes", "twins", "parametrized", "fit.lazy", "exchange.hub"),
         *(
             "disk.atomic",
             "disk.checksum",
-            "fit.interruption",
             "disk.liveness",
             "fit.moments",
             "fit.epoch_metrics",
             "fit.hooks",
         ),
     },
-    {"disk.parts", "strategies", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
+    {"disk.parts", "strategies", "fit.interruption", "fit.probe", "changes", "exchange.apply", "fit.replaced"},
     {
         "disk.lock",
         "disk.environment",
@@ -51,6 +50,7 @@ FLOORS = (
     {"records"},
     {"stopping"},
     {"plan", "exchange.ticketfile", "disk.checkpoints", "disk.loading", "fit.pulse"},
+    {"identity"},
     {
         "fit.early_stop",
         "fit.points",
