@@ -61,7 +61,7 @@ REFUSED = [
     ("data.batch_size=x", "data.batch_size=x, expected at least 1: set data.batch_size=1 or a "),
     ("data.shape=5", "data.shape=5, expected a list of numbers"),
     ("data.seed=abc", "data.seed='abc' must be a whole number"),
-    ("data.val_size=0 prune.monitor=val/loss", "prune.monitor=val/loss is measured in validations, and data.val_size=0 leaves none: give "),
+    ("data.val_size=0 prune.monitor=val/loss", "validations, and data.val_size=0 leaves none: give "),
     ("+trainer.limit_val_batches=0", "is measured in validations, and trainer.limit_val_batches=0 leaves none"),
     ("prune.dry_run=maybe", "dry_run='maybe' must be True or False (prune.dry_run=false)."),
     ("share_dense=perhaps", "share_dense='perhaps' must be True or False (share_dense=false)."),
