@@ -52,13 +52,13 @@ def main(cfg: DictConfig) -> float | None:
     with in_one_line(hydra_config.mode == RunMode.RUN), job(__file__), ExitStack() as stack:
         if is_writer():  # Hydra has made it, and a dry run leaves it empty
             stack.callback(remove_empty, directory, hydra_config.sweep.dir)
-        if hydra_config.mode != RunMode.RUN:  # else Hydra has done so before it made the directory
-            preflight.check(cfg)
         runs = configured(cfg, directory)
         for run in runs:
             state = None if cfg.prune.dry_run or not is_writer() else RunDirectory(run.directory).state
             told = liveness.reported(state, command(__file__), even_if_empty=hydra_config.mode == RunMode.MULTIRUN)
             stack.enter_context(told)
+        if hydra_config.mode != RunMode.RUN:  # else Hydra has done so before it made the directory
+            preflight.check(cfg)
         train(runs)
         found = (objective(RunDirectory(run.directory).records, monitor(run)) for run in runs)
         measured = [value for value in found if value is not None]

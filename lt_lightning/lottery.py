@@ -17,7 +17,7 @@ from lt_lightning import preview, pruning, require, sharing, unchanged
 from lt_lightning.controls import CHANGING, FACTORIES, Control, Ingredients, named, reinit, step_of
 from lt_lightning.criteria import Criterion, magnitude
 from lt_lightning.disk import checkpoints, environment, liveness, lock
-from lt_lightning.disk.atomic import recover, remove, write_text
+from lt_lightning.disk.atomic import explain, recover, remove, write_text
 from lt_lightning.disk.configuration import check, claim
 from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
@@ -267,6 +267,7 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        explain(error, path)
         raise ValueError(require.unwritable("directory", path, str(error), "hydra.run.dir")) from error
 
 

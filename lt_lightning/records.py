@@ -126,7 +126,7 @@ def beside(metrics: Mapping[str, Any], others: Iterable[str]) -> dict[str, Any]:
     """Metrics of a test, with "test/" before the names that the fit logged too: they are other numbers.
 
     >>> beside({"loss": 0.4, "test/acc": 0.9}, ["loss", "val/acc"])
-    {'test/loss': 0.4, 'test/acc': 0.9}
+    {'test/acc': 0.9, 'test/loss': 0.4}
     """
     taken = {*others}
     found: dict[str, Any] = {}

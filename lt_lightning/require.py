@@ -115,7 +115,8 @@ def directory(name: str, value: Any, key: str) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{name}={str(path)!r} is a file; a run needs a directory.")
     above = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    is_read_only = bool(os.statvfs(above).f_flag & os.ST_RDONLY)  # whose own error says what to do
+    if not above.is_dir() or not (is_read_only or os.access(above, os.W_OK | os.X_OK)):
         raise ValueError(unwritable(name, path, f"{above} is no directory that this process may write", key))
     return path
 

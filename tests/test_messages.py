@@ -9,7 +9,7 @@ from tiny import Tiny, loaders, play, trainer
 from torch import nn
 
 from lt_lightning import geometric, lottery, one_shot, redraw, reinit, to_point
-from lt_lightning.disk.rundir import Checkpoint
+from lt_lightning.disk.rundir import MARK, Checkpoint
 
 STEPS = []
 
@@ -395,7 +395,7 @@ class Foreign(Watched):
 def test_a_module_that_logs_and_saves_in_its_own_way(tmp_path):
     play(tmp_path, model=Foreign, rounds=1, monitor="val/loss", test=False)
     final = torch.load(tmp_path / "round-01" / "final.ckpt", weights_only=True)
-    assert set(final) == {"state_dict", "epoch", "global_step", "pytorch-lightning_version"}
+    assert set(final) == {"state_dict", "epoch", "global_step", "pytorch-lightning_version", MARK}
     assert "more" in Checkpoint(tmp_path / "points" / "step-0.ckpt")
 
 

@@ -89,7 +89,7 @@ def test_the_stored_configuration_is_the_arguments_in_plain_values(tmp_path):
     ).plan
     assert plan.config == {
         "lottery": {
-            "layout": 2,
+            "layout": 3,
             "rounds": 2,
             "schedule": {"function": "lt_lightning.schedules._geometric", "fraction": 0.2},
             "criterion": "lt_lightning.criteria.magnitude",

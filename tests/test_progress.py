@@ -110,7 +110,7 @@ def test_rounds_of_an_earlier_start_come_first(tmp_path: Path) -> None:
 
 
 def test_the_monitor_that_was_found_is_named_at_the_end(tmp_path: Path) -> None:
-    RunDirectory(tmp_path).arm(0).mark_done(make_ticket(0).record, "val_loss")
+    RunDirectory(tmp_path).arm(0).mark_done(make_ticket(0).record, monitor="val_loss")
     console = on_paper()
     with Progress(tmp_path, 1, console) as shown:
         shown.done(tmp_path / "records.csv")

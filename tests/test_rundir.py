@@ -24,7 +24,7 @@ def test_the_monitor_is_that_of_the_first_fit_that_found_one(tmp_path):
     fits = [(0, "ticket", None), (2, "ticket", "late"), (1, "reinit", "beside"), (1, "ticket", "val_loss")]
     for round, arm, monitor in fits:
         run.arm(round, arm).path.mkdir(parents=True, exist_ok=True)
-        run.arm(round, arm).mark_done({"round": round, "arm": arm}, monitor)
+        run.arm(round, arm).mark_done({"round": round, "arm": arm}, monitor=monitor)
     assert run.monitor_found() == "val_loss"
     assert [(row["round"], row["arm"]) for row in run.finished()] == [
         (0, "ticket"), (1, "ticket"), (1, "reinit"), (2, "ticket"),

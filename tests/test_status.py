@@ -170,7 +170,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from tiny import Tiny, loaders, trainer
 from lt_lightning import lottery
-for ticket in lottery(Tiny, rounds=2, directory=sys.argv[1]):
+for ticket in lottery(Tiny, rounds=2, directory=sys.argv[1], may_vary=["max_epochs"]):
     fit = trainer(ticket, max_epochs=3 if ticket.round == 0 else 100_000)
     fit.fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
 """
@@ -197,7 +197,7 @@ def test_a_real_run_is_followed_from_its_beginning_to_sigkill_and_to_its_end(tmp
     (row,) = status.look(tmp_path)
     assert (row["state"], row["round"], row["fits_done"]) == ("died", 1, 1)
     assert row["command"].endswith(f"{tmp_path / 'run'} {path[1]}")
-    for ticket in lottery(Tiny, rounds=2, directory=tmp_path / "run"):
+    for ticket in lottery(Tiny, rounds=2, directory=tmp_path / "run", may_vary=["max_epochs"]):
         trainer(ticket).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
     assert states(tmp_path) == {"run": "done"}
 

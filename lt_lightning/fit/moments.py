@@ -34,6 +34,23 @@ def after_start(trainer: L.Trainer, do: Callable[[], None]) -> None:
     strategy.on_train_start = on_train_start
 
 
+def after_optimizers(trainer: L.Trainer, do: Callable[[], None]) -> None:
+    """Call `do` whenever the optimizers of a fit have been made, until `release_optimizers`."""
+    strategy: Any = trainer.strategy
+    make = strategy.setup_optimizers
+
+    def setup_optimizers(trainer: L.Trainer) -> None:
+        make(trainer)
+        do()
+
+    strategy.setup_optimizers = setup_optimizers
+
+
+def release_optimizers(trainer: L.Trainer) -> None:
+    """Call nothing any more when optimizers are made."""
+    vars(trainer.strategy).pop("setup_optimizers", None)
+
+
 def before_the_end(trainer: L.Trainer, do: Callable[[], None]) -> None:
     """Call `do` when training is over, before any hook of its end."""
     loop: Any = trainer.fit_loop
@@ -52,6 +69,7 @@ def release(trainer: L.Trainer) -> None:
         for name in ("on_advance_end", "on_run_end"):
             vars(loop).pop(name, None)
     vars(trainer.strategy).pop("on_train_start", None)
+    release_optimizers(trainer)
 
 
 def _after(loop: Any, do: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.core import optimizer as lightning_optimizer
 from lt_lightning.disk.atomic import write_text
 from lt_lightning.disk.checksum import from_json, to_json
 from lt_lightning.disk.configuration import has_results
-from lt_lightning.fit import facts
+from lt_lightning.fit import facts, moments
 from lt_lightning.fit.facts import Facts
 from lt_lightning.plan import Plan
 from lt_lightning.processes import broadcast, is_writer
@@ -34,6 +35,7 @@ class SameFit:
     def __init__(self, module: L.LightningModule) -> None:
         self._facts: dict[str, Facts] = {MODEL: facts.of_model(module)}
         self._trainer: Facts = {}
+        self._made: Facts = {}
 
     def check_model(self, trainer: L.Trainer, plan: Plan) -> None:
         """Compare the parameters, for which masks and checkpoints are made. Call in `setup`.
@@ -44,6 +46,7 @@ class SameFit:
             ValueError: if the first fit had others, with the differences.
         """
         self._trainer = facts.of_trainer(trainer, plan.monitor is not None)
+        moments.after_optimizers(trainer, partial(self._note_optimizers, trainer))
         self._check(trainer, plan, self._facts, "parameters.")
 
     def check_training(self, trainer: L.Trainer, plan: Plan, found: Facts) -> None:
@@ -54,9 +57,17 @@ class SameFit:
             plan: of the lottery.
             found: what a search of Lightning's found, by name.
         """
-        made = facts.of_optimizers(trainer.optimizers, trainer.lr_scheduler_configs)
-        self._facts[TRAINING] = {**self._trainer, **made, **{f"found.{name}": value for name, value in found.items()}}
+        moments.release_optimizers(trainer)
+        self._facts[TRAINING] = {
+            **self._trainer,
+            **self._made,
+            **{f"found.{name}": value for name, value in found.items()},
+        }
         self._check(trainer, plan, self._facts)
+
+    def _note_optimizers(self, trainer: L.Trainer) -> None:
+        """Note them as they were made: a finetuning callback restores the groups of its checkpoint soon after."""
+        self._made = facts.of_optimizers(trainer.optimizers, trainer.lr_scheduler_configs)
 
     def check_data(self, trainer: L.Trainer, plan: Plan, name: str) -> None:
         """Compare the batches, and note all if this is the first fit. Call in `on_train_start`, before any save."""
