@@ -113,6 +113,7 @@ class Ticket(Callback):
         self._logged_before: dict[str, Any] = {}
         self._hold_learning_rate = False
         self._should_stop = False
+        self._pulse: Any = None
         self._saving = self._make_saving()
         self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
@@ -190,7 +191,7 @@ class Ticket(Callback):
         end_at_exit()
         loading.adapt(trainer)
         leave_to_us(trainer)
-        pulse.add_to(trainer, self)
+        self._pulse = pulse.add_to(trainer, self)
         if stage == "test":
             self._seed("test", trainer)  # before its loaders draw
         if stage != "fit":
@@ -356,7 +357,8 @@ class Ticket(Callback):
             self._measured.beside = {"density": self.density}
         path = self.files.curves if trainer.is_global_zero else None
         self._measured.start_curves(path)
-        moments.after_each_batch(trainer, partial(self._add_logged, trainer))
+        if self._logged_before:
+            moments.after_each_batch(trainer, partial(self._add_logged, trainer))
         self._begin_sparse(trainer, pl_module)
         self._saving.begin(trainer)
         if self._makes_points and trainer.global_step == 0:
@@ -455,6 +457,7 @@ class Ticket(Callback):
             self._random_state = random_state()
         self._saving.batch_ends(trainer)
         self._enforcement.look(batch_idx + 1)
+        self._pulse.beat(trainer)
 
     def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
         """Go on under other masks, before anything looks at the weights."""

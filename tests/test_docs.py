@@ -185,6 +185,7 @@ def test_commands_are_found():
     assert {page for page, text in EVERYTHING.items() if list(lines(text))} >= {"start", "slurm", "look", "results"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [pytest.param(words, id=text) for text, words in COMMANDS.items()])
 def test_a_command_is_one_that_there_is(words, monkeypatch):
     while re.match(r"\w+=", words[0]):

@@ -42,4 +42,4 @@ def test_lightning_calls_no_empty_hook_of_ours(tmp_path):
             for name in (START, END, *WITHIN)
             if callable(getattr(each, name))
         }
-    assert called == {("Ticket", END), ("Pulse", END)}
+    assert called == {("Ticket", END)}

@@ -236,6 +236,7 @@ def test_importing_the_package_loads_nothing_that_lightning_has_not_loaded():
     assert loaded == str(sorted((set().union(*FLOORS) - on_demand) | {"disk", "fit", "exchange"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     few(

@@ -293,6 +293,7 @@ with Wandb(sys.argv[1], mode="online") as log:
 """
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_stays_offline_and_never_prompts_on_a_terminal(run: Path) -> None:
     ours, theirs = pty.openpty()
     result = subprocess.run(
@@ -350,6 +351,7 @@ class Refuses(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_wandb_goes_offline_when_opening_fails_between_rounds(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = HTTPServer(("127.0.0.1", 0), Refuses)
     threading.Thread(target=server.serve_forever, daemon=True).start()

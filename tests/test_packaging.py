@@ -141,6 +141,7 @@ def composes(app, home, path=None):
     assert sorted(file.name for file in app.iterdir()) == ["app.py", "settings"], "left something behind"
 
 
+@pytest.mark.slow
 def test_every_import_of_the_package_is_a_declared_dependency():
     declared = set(requirements()) | set(requirements(*EXTRAS))
     for module, names in imported(ROOT / "lt_lightning", ROOT / "train.py").items():

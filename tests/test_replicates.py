@@ -228,6 +228,7 @@ def test_seeds_together_have_the_files_of_seeds_apart(tmp_path, given):
         assert_close(tmp_path / "together" / f"seed={seed}", tmp_path / "apart" / f"seed={seed}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ELEMENTWISE)
 def test_every_elementwise_optimizer_goes_on_from_its_own_state(tmp_path, optimizer):
     given = {

@@ -87,6 +87,7 @@ def same_as_alone(teams, problem):
         assert laid_alike
 
 
+@pytest.mark.slow
 @given(problem=problems())
 @settings(quiet, max_examples=50)
 def test_masks_are_those_of_one_process(teams, problem):
@@ -100,6 +101,7 @@ def test_masks_are_those_of_one_process_many_times(teams, problem):
     same_as_alone(teams, problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("least", "density"), [(0.3, 0.5), (0.01, 0.02), (0.4, 0.3)])
 def test_a_least_density_of_each_layer_is_that_of_one_process(teams, least, density):
     generator = torch.Generator().manual_seed(1)
@@ -111,6 +113,7 @@ def test_a_least_density_of_each_layer_is_that_of_one_process(teams, least, dens
     same_as_alone(teams, (2, (scores, before, layouts, (2,), density, partial(globally, least=least), 7, False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", [globally, layerwise])
 @pytest.mark.parametrize("letters", ["0", "1"])
 def test_many_pieces_that_no_process_divides(teams, scope, letters):

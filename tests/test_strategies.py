@@ -246,7 +246,7 @@ def test_what_needs_whole_weights_is_refused_by_every_process(tmp_path, settings
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
-        pytest.param(FSDP2, 1, id="fsdp2"),
+        pytest.param(FSDP2, 1, marks=slow, id="fsdp2"),
         pytest.param(FSDP2, 0, marks=slow, id="fsdp2, the first"),
         pytest.param(DDP, 1, marks=slow, id="ddp"),
         pytest.param(DDP, 0, marks=slow, id="ddp, the first"),

@@ -103,8 +103,8 @@ class Enforcement:
                 each.mask()
 
     def look(self, batches: int) -> None:
-        """Look closely at the forward passes after 1, 2, 4, 8, ... batches."""
-        self.looks_closely = batches & (batches - 1) == 0
+        """Look closely at the forward passes after 1, 4, 16, 64, ... batches: it takes longer than a small step."""
+        self.looks_closely = batches & (batches - 1) == 0 and batches.bit_length() % 2 == 1
 
     def require_zeros(self, trainer: L.Trainer, moment: str) -> None:
         """Mask the weights; first raise a RuntimeError if the network may have run with unmasked ones.

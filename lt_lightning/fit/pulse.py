@@ -15,11 +15,14 @@ EVERY = 10.0
 """Seconds between two signs of life, at least."""
 
 
-def add_to(trainer: L.Trainer, ticket: Any) -> None:
+def add_to(trainer: L.Trainer, ticket: Any) -> "Pulse":
     """Let a Trainer tell how far the fit of a `Ticket` is, or the test after it."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if not any(isinstance(each, Pulse) for each in callbacks):
-        trainer.callbacks = [*callbacks, Pulse(ticket)]  # type: ignore[attr-defined]
+    found = next((each for each in callbacks if isinstance(each, Pulse)), None)
+    if found is None:
+        found = Pulse(ticket)
+        trainer.callbacks = [*callbacks, found]  # type: ignore[attr-defined]
+    return found
 
 
 class Pulse(Callback):
@@ -50,17 +53,13 @@ class Pulse(Callback):
         self._first = time.monotonic(), trainer.global_step
         self._tell(step=trainer.global_step, steps=steps(trainer))
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Tell the step now and then."""
-        self._beat(trainer)
-
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Give a sign of life now and then."""
-        self._beat(trainer)
+        self.beat(trainer)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Give a sign of life now and then."""
-        self._beat(trainer)
+        self.beat(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the last step; what follows, such as drawing the next ticket, may take its time."""
@@ -74,7 +73,8 @@ class Pulse(Callback):
         """Tell why the fit, or the test, has ended: in the lottery nobody hears of it."""
         liveness.tell_end(self._path, exception)
 
-    def _beat(self, trainer: L.Trainer) -> None:
+    def beat(self, trainer: L.Trainer) -> None:
+        """Tell the step, now and then. The ticket calls it after each batch: a hook of its own would take longer."""
         if time.monotonic() >= self._next:
             self._tell(**self._progress(trainer))
 

@@ -58,11 +58,10 @@ class SameFit:
             found: what a search of Lightning's found, by name.
         """
         moments.release_optimizers(trainer)
-        self._facts[TRAINING] = {
-            **self._trainer,
-            **self._made,
-            **{f"found.{name}": value for name, value in found.items()},
-        }
+        if not self._made:  # of seeds that train together, one makes them for all
+            self._note_optimizers(trainer)
+        searched = {f"found.{name}": value for name, value in found.items()}
+        self._facts[TRAINING] = {**self._trainer, **self._made, **searched}
         self._check(trainer, plan, self._facts)
 
     def _note_optimizers(self, trainer: L.Trainer) -> None:
