@@ -5,8 +5,11 @@ the same weights, a selection of its own, and a fit of a module that masks its g
 in `optimizer_step`.
 """
 
+import os
+import signal
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,7 +33,8 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as adversarial
 from torch.utils.data import DataLoader, IterableDataset
 
-from lt_lightning import lottery, one_shot
+import lt_lightning
+from lt_lightning import lottery, one_shot, synflow
 from lt_lightning.disk.rundir import Checkpoint, model_state
 from lt_lightning.records import read_records
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
@@ -434,6 +438,9 @@ class Row:
         seeds: makes the callbacks that give the reference the random numbers of the ticket.
         folder: of the run directory in which the files are.
         stop: (epoch, batch) at which a fit is interrupted; None: it cannot go on.
+        arguments: of the lottery.
+        kept: how many weights are kept, where a method keeps whole groups; 0: as many as the density says.
+        stop_rounds: the rounds that are killed.
         telling: whether it is interrupted by default too, not only among the slow tests.
         seldom: whether it is trained among the slow tests alone.
         needs: a device that the row cannot do without.
@@ -450,6 +457,9 @@ class Row:
     seeds: Callable[[], list[L.Callback]] = list
     folder: str = ""
     stop: tuple[int, int] | None = (1, 1)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    kept: int = 0
+    stop_rounds: tuple[int, ...] = (0, 1)
     telling: bool = False
     seldom: bool = False
     needs: str = ""
@@ -562,22 +572,49 @@ ROWS = {
 }
 
 
+METHODS = {
+    "learning-rate rewinding": Row(arguments={"rewind": lt_lightning.keep_weights}),
+    "fine-tuning": Row(
+        schedule(SCHEDULES.StepLR, step_size=3, gamma=0.5), arguments={"rewind": lt_lightning.fine_tune}
+    ),
+    "fresh weights": Row(arguments={"rewind": lt_lightning.redraw}),
+    "signed constants": Row(arguments={"rewind": lt_lightning.rewinds.signed_constant}),
+    "a fresh optimizer": Row(
+        arguments={"rewind": partial(lt_lightning.to_point, rewind_optimizer=False)}, rewind_step=7, stop=(2, 1)
+    ),
+    "movement": Row(arguments={"criterion": lt_lightning.movement}),
+    "layer by layer": Row(arguments={"scope": lt_lightning.layerwise}, kept=38 + 14),
+    "by channels": Row(arguments={"scope": lt_lightning.channels}, kept=52),
+    "gradual": Row(arguments={"gradual": lt_lightning.cubically(end=0.7)}, telling=True),
+    "gradual by steps": Row(arguments={"gradual": lt_lightning.linearly(end=0.9), "gradual_every": "2 steps"}),
+    "early bird": Row(arguments={"early_bird": lt_lightning.settled(1e-9, epochs=9)}),
+    "snip": Row(arguments={"criterion": lt_lightning.snip, "dense": False}, stop_rounds=(1,)),
+    "grasp": Row(arguments={"criterion": lt_lightning.grasp, "dense": False}, stop_rounds=(1,)),
+    "synflow": Row(
+        arguments={"criterion": partial(lt_lightning.synflow, iterations=5), "dense": False}, stop_rounds=(1,)
+    ),
+    "late rewinding without a dense round": Row(
+        arguments={"dense": False}, rewind_step=7, stop=(2, 1), stop_rounds=(1,)
+    ),
+    "sparse kernels": Row(optimizer(O.SGD, lr=0.1), arguments={"sparse": 1.0}),
+    "several steps at once": Row(arguments={"steps_per_batch": 3}, telling=True),
+    "a control": Row(arguments={"controls": ["reinit", "random_mask"]}),
+}
+"""Ways to prune and to rewind, killed and resumed as the rows above are."""
+
+
 # The ticket's two rounds
 
 
-class Stop(Exception):
-    """Interrupts a fit."""
-
-
 class Ending(L.Callback):
-    """Raises at a batch of an epoch."""
+    """Kills its own process at a batch of an epoch."""
 
     def __init__(self, stop):
         self.stop = stop
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         if (trainer.current_epoch, index) == self.stop:
-            raise Stop
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Watch(L.Callback):
@@ -590,7 +627,8 @@ class Watch(L.Callback):
         if module.trainer.global_step <= self.since > 0:
             return
         for name, mask in self.masks.items():
-            assert not parameter(module, name).detach().cpu()[~mask].any(), name
+            weight = parameter(module, name).detach().cpu()
+            assert weight.shape != mask.shape or not weight[~mask].any(), name  # else of kept weights alone
         self.looks += 1
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
@@ -619,7 +657,7 @@ def play(directory, row, after=False, stop_round=None):
     """Two rounds: each round's watch and ticket, by round."""
     played = []
     arguments = {"schedule": one_shot(DENSITY), "monitor": None, "keep_last": True, "rewind_step": row.rewind_step}
-    arguments["every"] = "1 epoch"
+    arguments |= {"every": "1 epoch"} | row.arguments
     for ticket in lottery(row.make_module, rounds=1, directory=directory, **arguments):
         watch, others = Watch(ticket.masks if ticket.round else {}), row.make_callbacks()
         if ticket.round == stop_round:
@@ -753,19 +791,40 @@ def check_order(directory, name):
     assert_same(*results)
 
 
+def check_method(directory, name):
+    """Two rounds of a method: the density that was asked for, and zeros under the masks everywhere; what was played."""
+    played = play(directory, METHODS[name])
+    ticket = next(ticket for _, ticket in played if ticket.round == 1)  # ahead of its controls
+    total = sum(mask.numel() for mask in ticket.masks.values())
+    kept = sum(int(mask.sum()) for mask in ticket.masks.values())
+    assert kept == METHODS[name].kept or kept == round(DENSITY * total)
+    assert_zeros_everywhere(directory, ticket.masks)
+    return played
+
+
 def check_interrupted(directory, name):
-    """Both rounds interrupted once, against the same without interruption."""
-    row = ROWS[name]
+    """Each round killed once, against the same without a kill."""
+    row = (ROWS | METHODS)[name]
     play(directory / "whole", row)
-    stopped = 0
-    for round in (0, 1):
-        try:
-            play(directory / "stopped", row, stop_round=round)
-        except Stop:
-            stopped += 1
-    assert stopped == 2, f"{name} was interrupted {stopped} times"
+    killed = [round for round in row.stop_rounds if is_killed(directory / "stopped", row, round)]
+    assert killed == list(row.stop_rounds), f"{name} was killed in rounds {killed}"
     play(directory / "stopped", row)
     assert_same_run(directory / "whole", directory / "stopped")
+
+
+def is_killed(directory, row, round):
+    """Play in a process of its own, which kills itself, and all that it started, in a round; whether it did."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        try:
+            play(directory, row, stop_round=round)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def assert_same_run(a, b):
@@ -795,7 +854,8 @@ def assert_same(ours, theirs):
 
 
 def assert_zeros_everywhere(directory, masks):
-    checkpoints = [*directory.glob("round-01/*.ckpt"), *directory.glob("round-01/checkpoints/*.ckpt")]
+    found = [*directory.glob("round-01/*.ckpt"), *directory.glob("round-01/checkpoints/*.ckpt")]
+    checkpoints = [path for path in found if path.name != "start.ckpt"]  # which is masked when it is loaded
     assert len(checkpoints) >= 2
     for path in checkpoints:
         content = torch.load(path, weights_only=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from matrix import ROWS, Plain, check_interrupted, check_order, check_row, trainer
+from matrix import METHODS, ROWS, Plain, check_interrupted, check_method, check_order, check_row, trainer
 from tiny import loaders
 
 from lt_lightning import lottery
@@ -43,6 +43,14 @@ def test_a_ticket_trains_as_a_network_masked_by_other_means(tmp_path, name):
 )
 def test_the_order_of_callbacks_does_not_change_the_result(tmp_path, name):
     check_order(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if row.telling else [pytest.mark.slow]) for name, row in METHODS.items()]
+)
+def test_a_method_keeps_as_much_as_was_asked_for_and_ends_with_the_same_bits_after_kills(tmp_path, name):
+    check_method(tmp_path / "alone", name)
+    check_interrupted(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", list(rows(interrupted=True)))
