@@ -34,7 +34,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as adversarial
 from torch.utils.data import DataLoader, IterableDataset
 
 import lt_lightning
-from lt_lightning import lottery, one_shot, synflow
+from lt_lightning import lottery, one_shot
 from lt_lightning.disk.rundir import Checkpoint, model_state
 from lt_lightning.records import read_records
 from lt_lightning.seeding import derive, random_state, seed_all, set_random_state
