@@ -22,7 +22,7 @@ from lt_lightning.disk.configuration import check, claim
 from lt_lightning.disk.rundir import MARK, TICKET, ArmDirectory, Checkpoint, RunDirectory, model_state
 from lt_lightning.early_bird import EarlyBird
 from lt_lightning.exchange import ticketfile
-from lt_lightning.fit import chunks, same_fit
+from lt_lightning.fit import chunks, frozen, same_fit
 from lt_lightning.fit.interruption import Interruption, obey_together
 from lt_lightning.fresh import Model, fresh_module, make
 from lt_lightning.gradual import Gradual
@@ -30,6 +30,7 @@ from lt_lightning.identity import mark
 from lt_lightning.integrity import check_tickets, is_config_damaged, mend_config, set_aside_damaged
 from lt_lightning.layers import layer_weights
 from lt_lightning.masks import Density
+from lt_lightning.masks import density as density_of
 from lt_lightning.plan import AUTO, Plan, control_name, describe, unwrap
 from lt_lightning.processes import broadcast, is_writer, leave, wait
 from lt_lightning.prunable import Prunable
@@ -291,6 +292,7 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
         for control in (None, *(plan.controls if round else ())):
             arm = control_name(control) if control else TICKET
             if broadcast(plan.directory.arm(round, arm).done.exists()):
+                _check_done(plan, round, arm)
                 _remove_last(plan.directory.arm(round, arm), plan)
                 rank_zero_info(f"round {round} ({arm}) was done before")
                 continue
@@ -310,6 +312,13 @@ def _each(plan: Plan, model: Model, shared: Plan | None = None) -> Iterator[Tick
             f"records and reports too. Choose another directory for {plan.rounds} alone."
         )
     leave()
+
+
+def _check_done(plan: Plan, round: int, arm: str) -> None:
+    """Raise a ValueError on every process if a finished round was pruned by another schedule."""
+    files = plan.directory.arm(round)
+    if arm == TICKET and round > 0 and files.is_done_whole():
+        _check_density(plan, round, float(files.read_done()["record"]["density"]))
 
 
 def _needs(plan: Plan, shared: Plan) -> bool:
@@ -415,6 +424,8 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     if control and not broadcast(plan.directory.arm(round, arm).ticket.exists()):
         resume = None  # what it starts from may have to be drawn again
     ingredients = ticket = _ingredients(plan, round)
+    if round > 0 and not control:
+        _check_density(plan, round, density_of(ticket.masks))
     if plan.gradual and round > 0 and not control:
         before = ticketfile.read(plan.directory.arm(round - 1).ticket)
         ingredients = replace(ticket, masks=before.masks)  # once it is done, its own ticket holds those of its end
@@ -425,6 +436,8 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     made = make(model, ingredients.init_seed)
     if round == 0:
         unchanged.check_seed(plan, model, made)
+        if resume is None:
+            _check_new(model, made.model)
     check_drawn = _check_of_drawn(plan, model, arm, ingredients)
     if round > 0 and ingredients.start is None:
         unchanged.check_fresh(plan, arm, ingredients, model, made.model)
@@ -432,6 +445,30 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
         _write_control(plan, arm, ingredients, made.model)
     seed_all(derive(plan.seed_data, "body"))  # what the loop's body draws, such as a split, is alike in all fits
     return Ticket(plan, arm, ingredients, made.model, resume, check_drawn)
+
+
+def _check_density(plan: Plan, round: int, density: float) -> None:
+    """Raise a ValueError if a round was pruned by another schedule: two functions may have one name.
+
+    Scopes of whole groups keep what comes nearest, so only those of single weights are looked at.
+    """
+    wanted = plan.schedule(round)
+    is_exact = unwrap(plan.scope) is globally and not plan.gradual
+    if is_exact and isinstance(wanted, float) and abs(density - wanted) > 0.03:  # beyond rounding
+        raise ValueError(
+            f"round {round} in {plan.directory.path} holds {density:.4g} of the weights, and schedule({round}) is "
+            f"{wanted:.4g} now: the schedule was edited. Change it back, or choose another directory."
+        )
+
+
+def _check_new(model: Model, made: nn.Module) -> None:
+    """Raise a ValueError if a function returns a module that was fitted before, with its trained weights."""
+    if not isinstance(model, nn.Module) and frozen.was_fitted(unwrap_compiled(made)):
+        raise ValueError(
+            "the function that makes the model returned a module that was fitted before, so round 0 would begin with "
+            "trained weights: make a new module in it, lottery(lambda: Net(...), ...); or pass the module itself, "
+            "lottery(net, ...), if it is to begin there."
+        )
 
 
 def _check_of_drawn(plan: Plan, model: Model, arm: str, ingredients: Ingredients) -> CheckDrawn:

@@ -87,7 +87,10 @@ class Plan:
     def checked(self) -> "Plan":
         """The plan with itself described in its configuration, without secrets; a ValueError for what cannot work."""
         self._check()
-        return replace(self, config=redacted({**describe(self.config), "lottery": self.describe()}))
+        plan = replace(
+            self, **{name: int(getattr(self, name)) for name in ("rounds", "seed", "seed_init", "seed_data")}
+        )
+        return replace(plan, config=redacted({**describe(plan.config), "lottery": plan.describe()}))
 
     def _check(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, Integral) or self.rounds < 0:

@@ -167,6 +167,21 @@ def _ask_control(control: Control, ticket: Ingredients) -> None:
             f"the control {name} returned {changed!r} in the place of Ingredients{made}. A control takes the ticket's "
             "ingredients and returns them with one changed: dataclasses.replace(ticket, masks=...)."
         )
+    _check_masks(name, changed, ticket)
+
+
+def _check_masks(name: str, changed: Ingredients, ticket: Ingredients) -> None:
+    """Raise a ValueError unless a control's masks are bool tensors of the names and shapes of the ticket's."""
+    wanted = {key: (torch.bool, mask.shape) for key, mask in ticket.masks.items()}
+    given = {key: (getattr(mask, "dtype", None), getattr(mask, "shape", None)) for key, mask in changed.masks.items()}
+    wrong = [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]
+    if wrong:
+        seen = given.get(wrong[0])
+        told = "no mask" if seen is None else f"a mask of {seen[0]} and shape {seen[1]}"
+        raise ValueError(
+            f"the control {name} returned {told} for {wrong[0]}: it must return a bool tensor, shaped like its weight, "
+            "for each of the ticket's masks."
+        )
 
 
 def _raised(what: str, error: Exception) -> str:

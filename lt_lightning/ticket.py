@@ -114,6 +114,7 @@ class Ticket(Callback):
         self._hold_learning_rate = False
         self._should_stop = False
         self._pulse: Any = None
+        self._shown: Enforcement | None = None
         self._saving = self._make_saving()
         self._execution = sparse.Execution(plan.sparse, self.files.sparse)
         guard.put_on(self._module, self)
@@ -347,9 +348,7 @@ class Ticket(Callback):
         self._enforcement.begin(trainer, None if self._follows else pl_module)
         if self._follows:
             self._enforcement.release()
-        watches = strategies.is_sharded(trainer.strategy) or self._enforcement.checks_batches
-        hooks.leave_out(self, hooks.START, when=not watches)
-        hooks.leave_out(self, "on_before_optimizer_step", when=not self._enforcement.rewrites_gradients)
+        self._leave_out_hooks(trainer)
         if self._settling:
             self._settling.begin(trainer, self.masks)
         if self._tightening:
@@ -366,6 +365,12 @@ class Ticket(Callback):
         if self.plan.steps_per_batch > 1:
             due_in = partial(self._due_in, trainer)
             chunks.Chunks(trainer, self.plan.steps_per_batch, (Ticket, pulse.Pulse), due_in).begin()
+
+    def _leave_out_hooks(self, trainer: L.Trainer) -> None:
+        """Let Lightning pass over the hooks in which there is nothing to do."""
+        watches = strategies.is_sharded(trainer.strategy) or self._enforcement.checks_batches
+        hooks.leave_out(self, hooks.START, when=not watches)
+        hooks.leave_out(self, "on_before_optimizer_step", when=not self._enforcement.checks_steps)
 
     def _due_in(self, trainer: L.Trainer, most: int) -> int:
         """In how many steps there is something to do, if at most so many are taken within the epoch; 0: now."""
@@ -430,6 +435,7 @@ class Ticket(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Mask gradients that were not accumulated but assigned, before Lightning clips them."""
+        self._enforcement.check_step()
         self._enforcement.mask_gradients()
 
     # During the fit
@@ -456,7 +462,8 @@ class Ticket(Callback):
         if position.validation_follows(trainer):
             self._random_state = random_state()
         self._saving.batch_ends(trainer)
-        self._enforcement.look(batch_idx + 1)
+        if self._enforcement.look(batch_idx + 1, trainer.current_epoch):
+            self._leave_out_hooks(trainer)
         self._pulse.beat(trainer)
 
     def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
@@ -571,12 +578,26 @@ class Ticket(Callback):
 
     def show(self, pl_module: L.LightningModule) -> None:
         """Mask a module that is validated, tested or asked for predictions, also before its fit."""
+        self.stop_showing()
         masks = self._masks if self._tightening else self._given
         found = {plain_name(name): each for name, each in pl_module.named_parameters() if plain_name(name) in masks}
-        Enforcement({name: sharded.spread(masks[name], each) for name, each in found.items()}, found).mask_weights()
+        spread = {name: sharded.spread(masks[name], each) for name, each in found.items()}
+        self._shown = Enforcement(spread, found)
+        self._shown.mask_weights()
+        if not sharded.any_sharded(spread):
+            self._shown.watch(pl_module)  # for hooks that write weights after this one
+            self._shown.looks_closely = True
+
+    def stop_showing(self) -> None:
+        """Let the layers go that a validation, test or prediction looked at."""
+        if self._shown:
+            self._shown.release()
+        self._shown = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the tested metrics join the record, under a name that tells which weights were tested."""
+        if self._shown and self._shown.was_masked_again:
+            self._tested = []  # a hook of the test has put other weights in
         self._measured.test(trainer, self._tested)
         if not self._tested:
             own = pl_module is self._module
@@ -584,6 +605,7 @@ class Ticket(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers and of the Trainer's callback list, with sharded parameters as they were before."""
+        self.stop_showing()
         self._release(trainer)
         sharded.reshard(pl_module)
         if stage == "fit" and self.fitted:
@@ -614,7 +636,11 @@ class Ticket(Callback):
 
     def _make_saving(self) -> Saving:
         own = partial(mark, self.plan, self.round, self.arm)
-        return Saving(self.plan, self.files, self._makes_points, self.state_key, self._measured.write_curves, own)
+        key, write_curves = self.state_key, self._measured.write_curves
+        return Saving(self.plan, self.files, self._makes_points, key, write_curves, own, self._mask_state)
+
+    def _mask_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._enforcement.mask_state(state)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Complete what a fit continues from, with zeros under the masks in optimizer states too."""

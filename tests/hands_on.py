@@ -315,6 +315,7 @@ WRITERS = {
     "optimizers made anew": (MadeAnew, []),
     "sharpness-aware steps": (SamByHand, []),
     "a start that writes": (AtStart, []),
+    "lookahead": (lambda: WithLookahead(), []),
     "gradients that are not numbers": (RowNorms, []),
 }
 
@@ -342,3 +343,162 @@ class Functional(Plain):
             self.hidden.weight.add_(0.01)
         hidden = nn.functional.linear(x, self.hidden.weight, self.hidden.bias)
         return self.output(torch.relu(self.norm(hidden)))
+
+
+class NowAndThen(Plain):
+    """Writes every third step, where torch does not count."""
+
+    def on_train_batch_start(self, batch, index):
+        if index % 3 == 2:
+            self.hidden.weight.data.add_(0.02)
+
+
+class Lookahead(torch.optim.SGD):
+    """Goes back to slow weights every fifth step, where torch does not count; they were copied before any mask."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.slow = [each.detach().clone() for each in self.param_groups[0]["params"]]
+        self.taken = 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.taken += 1
+        if self.taken % 5 == 0:
+            for slow, each in zip(self.slow, self.param_groups[0]["params"], strict=True):
+                slow.lerp_(each.detach(), 0.5)
+                each.data.copy_(slow)
+        return loss
+
+
+class WithLookahead(Plain):
+    def configure_optimizers(self):
+        return Lookahead(self.parameters(), 0.1)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """The same as a wrapper that never calls `Optimizer.__init__`, so that nobody hears of its steps."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+        self.defaults = inner.defaults
+        self.slow = [each.detach().clone() for each in inner.param_groups[0]["params"]]
+        self.taken = 0
+
+    def step(self, closure=None):
+        loss = self.inner.step(closure)
+        self.taken += 1
+        if self.taken % 5 == 0:
+            for slow, each in zip(self.slow, self.param_groups[0]["params"], strict=True):
+                slow.lerp_(each.detach(), 0.5)
+                each.data.copy_(slow)
+        return loss
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+
+class WithWrapper(Plain):
+    def configure_optimizers(self):
+        return Wrapper(torch.optim.SGD(self.parameters(), 0.1))
+
+
+class Averages(Plain):
+    """Validates an average that began before any mask."""
+
+    def setup(self, stage):
+        self.averages = [each.detach().clone() for each in self.parameters()]
+
+    def on_validation_epoch_start(self):
+        self.kept = [each.detach().clone() for each in self.parameters()]
+        for one, other in zip(self.parameters(), self.averages, strict=True):
+            one.data.copy_(other)
+
+    def on_validation_epoch_end(self):
+        for one, other in zip(self.parameters(), self.kept, strict=True):
+            one.data.copy_(other)
+
+
+class FunctionalInStep(Functional):
+    """As above, but written in the training step alone, so that the mask after the step hides it."""
+
+    def training_step(self, batch, index):
+        with torch.no_grad():
+            self.hidden.weight.add_(0.05)
+        return self.loss(batch)
+
+    def forward(self, x):
+        hidden = nn.functional.linear(x, self.hidden.weight, self.hidden.bias)
+        return self.output(torch.relu(self.norm(hidden)))
+
+
+class BesideCompiled(Plain):
+    """Writes a plain layer beside a compiled one, in the training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = torch.compile(self.output, backend="eager")
+
+    def training_step(self, batch, index):
+        with torch.no_grad():
+            self.hidden.weight.add_(0.05)
+        return self.loss(batch)
+
+
+class SavesAverages(Plain):
+    """Saves other weights than its own."""
+
+    def on_save_checkpoint(self, checkpoint):
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: torch.ones_like(value) for name, value in state.items()}
+
+
+class AssignsScaled(Plain):
+    """Manual optimization with gradients that no parameter accumulates, scaled to a norm."""
+
+    def __init__(self):
+        super().__init__(automatic=False)
+        self.usable = []
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        parameters = list(self.parameters())
+        gradients = torch.autograd.grad(self.loss(batch), parameters)
+        norm = torch.stack([each.norm() for each in gradients]).norm()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient * (NORM / norm)
+        optimizer.step()
+        self.usable.append(float(torch.stack([each.grad.norm() for each in parameters]).norm()))
+
+
+class LateHook(Plain):
+    """Lets a hook scale a gradient to a norm, from the first batch on."""
+
+    def on_train_batch_start(self, batch, index):
+        if self.global_step == 0:
+            self.hidden.weight.register_hook(lambda gradient: gradient * (NORM / gradient.norm()))
+
+    def on_before_zero_grad(self, optimizer):
+        if self.hidden.weight.grad is not None:
+            self.usable = [*getattr(self, "usable", []), float(self.hidden.weight.grad.norm())]
+
+
+def norms_of(module):
+    return [float(getattr(each, "grad").norm()) for each in module.parameters()]  # noqa: B009
+
+
+class Reader(L.Callback):
+    """Reads gradients after a step, through a function."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.seen.append(norms_of(module))
+        self.gradient = module.hidden.weight.grad.clone()

@@ -23,6 +23,9 @@ REFUSED = {
     "two optimizers by hand": "manual optimization",
     "gan": "manual optimization",
     "discriminator frozen by hand": "manual optimization",
+    "clipping by hand": "manual optimization",
+    "gradients by hand": "manual optimization",
+    "sam by hand": "manual optimization",
 }
 TELLING = ("adam", "muon", "lbfgs", "bf16-mixed", "schedule by step", "iterable", "combined loaders", "several")
 

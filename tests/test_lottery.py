@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -646,3 +647,21 @@ def test_a_round_0_that_ends_at_its_point_ends_there_when_it_is_trained_again(re
     files.done.unlink()
     assert set(play(tmp_path, dense=False, rewind_step=rewind_step, density=0.5)) == {"round-00"}
     assert files.read_done()["record"]["steps"] == steps
+
+
+def test_a_schedule_of_the_same_name_that_was_edited_is_refused(tmp_path):
+    play(tmp_path, rounds=1, schedule=lambda round: 0.8**round, test=False)
+    with pytest.raises(ValueError, match=r"^round 1 in .* holds 0\.80\d+ of the.*, and schedule\(1\) is 0\.5 now"):
+        play(tmp_path, rounds=2, schedule=lambda round: 0.5**round, test=False)
+
+
+def test_a_function_that_returns_a_trained_module_is_refused(tmp_path):
+    module = Tiny()
+    play(tmp_path / "first", model=lambda: module, rounds=1, test=False)
+    with pytest.raises(ValueError, match="returned a module that was fitted before, so round 0 would begin"):
+        play(tmp_path / "second", model=lambda: module, rounds=1, test=False)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    play(tmp_path, rounds=np.int64(1), seed=np.int64(3), test=False)
+    assert [row["seed"] for row in read_records(tmp_path / "records.csv")] == [3, 3]

@@ -55,9 +55,19 @@ def inside(ticket):
     return lambda ticket: ticket
 
 
+def without_masks(ticket):
+    return replace(ticket, masks={})
+
+
+def with_floats(ticket):
+    return replace(ticket, masks={name: mask.float() for name, mask in ticket.masks.items()})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"controls": [without_masks]}, "the control without_masks returned no mask for hidden.weight: it must return"),
+        ({"controls": [with_floats]}, "returned a mask of torch.float32 and shape torch.Size([12, 8]) for hidden.wei"),
         (
             {"criterion": nothing},
             "criterion=nothing returned None: it must return {name: scores} with a tensor for",

@@ -42,6 +42,15 @@ def warm(first):
     return lambda o: SequentialLR(o, [LambdaLR(o, lambda n: first), StepLR(o, 2)], milestones=[1])
 
 
+def rate(value):
+    def make():
+        module = Mine()
+        module.drop_path_rate = value
+        return module
+
+    return make
+
+
 def lr(value):
     class Edited(Tiny):
         def __init__(self):
@@ -87,6 +96,12 @@ EDITS = {
         {"model": partial(Mine, plan=lambda o: LambdaLR(o, lambda n: 0.8**n))},
         r"schedule.factors 1: \[0.9, ",
     ),
+    "a later step of a lambda": (
+        {"model": partial(Mine, plan=lambda o: LambdaLR(o, lambda n: 1.0 if n < 4 else 0.1))},
+        {"model": partial(Mine, plan=lambda o: LambdaLR(o, lambda n: 1.0 if n < 8 else 0.1))},
+        r"schedule.factors 1, all: \w+, now \w+",
+    ),
+    "a rate that is no path": ({"model": rate(0.1)}, {"model": rate(0.5)}, "drop_path_rate: 0.1, now 0.5"),
     "warm-up": (
         {"model": partial(Mine, plan=warm(0.1))},
         {"model": partial(Mine, plan=warm(0.2))},

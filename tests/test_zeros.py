@@ -35,6 +35,10 @@ def test_no_forward_pass_sees_a_pruned_weight_whoever_writes_it(tmp_path, name):
         (Uncounted, "hidden.weight", r"0\.01 in a forward pass"),
         (InFit, "hidden.weight", r"0\.5 at a validation"),
         (Functional, "hidden.weight", r"0\.0\d+ (at|before|in) "),
+        (hands_on.NowAndThen, "hidden.weight", r"0\.02 in a forward pass"),
+        (hands_on.WithWrapper, "hidden.weight", r"0\.\d+ (in|at) "),
+        (hands_on.Averages, "hidden.weight", r"0\.\d+ in a forward pass"),
+        (hands_on.FunctionalInStep, "hidden.weight", r"0\.05 in a training step"),
     ],
 )
 def test_a_write_that_cannot_be_undone_in_time_ends_the_first_epoch_with_an_error(tmp_path, model, weight, where):
@@ -175,3 +179,45 @@ def test_masks_of_weights_that_are_not_numbers_and_below_zero_give_plus_zero():
         Enforcement({"w": mask}, {"w": held}).mask_weights()
         assert held.tolist() == [0.0, 0.0, 2.0, 0.0]
         assert kind.is_complex or not torch.signbit(held).any()
+
+
+def test_a_plain_layer_beside_a_compiled_one_is_checked(tmp_path):
+    torch._dynamo.reset()
+    watch, _ = watched(tmp_path, hands_on.BesideCompiled)
+    assert watch.largest == 0.0
+
+
+def test_weights_that_a_module_saves_in_the_place_of_its_own_are_masked(tmp_path):
+    _, ticket = watched(tmp_path, hands_on.SavesAverages)
+    final = Checkpoint(RunDirectory(tmp_path).arm(1).final)["state_dict"]["hidden.weight"]
+    assert torch.equal(final, ticket.masks["hidden.weight"].float())
+
+
+@pytest.mark.parametrize("model", [hands_on.AssignsScaled, hands_on.LateHook])
+def test_gradients_are_masked_before_they_are_scaled(tmp_path, model):
+    _, ticket = watched(tmp_path, model)
+    assert len(ticket.model.usable) >= 8
+    assert ticket.model.usable == pytest.approx([NORM] * len(ticket.model.usable), rel=1e-4)
+
+
+def test_a_callback_that_reads_gradients_through_a_function_sees_them_masked(tmp_path):
+    reader = hands_on.Reader()
+    _, ticket = watched(tmp_path, Plain, [reader])
+    assert not reader.gradient[~ticket.masks["hidden.weight"]].any()
+    assert reader.gradient.any()
+
+
+def test_a_test_whose_hook_puts_other_weights_in_is_not_recorded_as_the_end(tmp_path):
+    class Swaps(Plain):
+        def on_test_start(self):
+            with torch.no_grad():
+                self.hidden.weight.fill_(0.5)
+
+    for ticket in lottery(Swaps, rounds=1, schedule=one_shot(0.4), directory=tmp_path, monitor=None):
+        fit = trainer(ticket, max_epochs=1)
+        fit.fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
+        if ticket.round == 1:
+            with pytest.warns(UserWarning, match="is not recorded"):
+                fit.test(ticket.model, loaders()[1], verbose=False)
+            assert not ticket.model.hidden.weight[~ticket.masks["hidden.weight"]].any()
+    assert not any(name.startswith("test/") for name in read_records(RunDirectory(tmp_path).records)[-1])

@@ -45,7 +45,7 @@ class Enforcement:
         self._masks = masks
         self._handles: list[Any] = []
         self._masks_gradients = self._are_rewritten = False
-        self._is_alone = False
+        self._is_alone = self._knows_calls = False
         self.looks_closely = False
         """Whether forward passes look for zeros themselves, not only for writes that torch counts."""
 
@@ -55,9 +55,26 @@ class Enforcement:
         return self._are_rewritten and bool(self._held)
 
     @property
+    def checks_steps(self) -> bool:
+        """Whether there is something to look at between the backward pass and the step."""
+        return self.rewrites_gradients or self.checks_batches
+
+    @property
     def checks_batches(self) -> bool:
         """Whether some weights can only be checked when a batch starts: no hook precedes their use."""
         return not all(each.is_watched for each in self._held.values())
+
+    @property
+    def was_masked_again(self) -> bool:
+        """Whether a layer found a weight that somebody else wrote, and masked it again."""
+        return any(each.was_masked_again for each in self._held.values())
+
+    def mask_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Mask what a checkpoint holds instead of the parameters, such as averages that a module puts there."""
+        held = {each.name: each for each in self._held.values()}
+        named = [(held[plain_name(name)], name, value) for name, value in state.items() if plain_name(name) in held]
+        others = {name: _masked(each, value) for each, name, value in named if each.is_another(value)}
+        return {**state, **others} if others else state
 
     def mask_weights(self) -> None:
         """Set pruned weights to zero."""
@@ -83,8 +100,8 @@ class Enforcement:
         self._are_rewritten = gradients_are_rewritten(trainer)
         if gradients_matter(trainer):
             self._mask_gradients_from_now_on()
-        if module is not None and not any_sharded(self._masks) and not _is_compiled(module):
-            self._watch(module)
+        if module is not None and not any_sharded(self._masks):
+            self.watch(module)
         self._note_trained(trainer)
         self.looks_closely = True
 
@@ -96,15 +113,35 @@ class Enforcement:
             self._are_rewritten = True
             self._mask_gradients_from_now_on()
 
+    def check_step(self) -> None:
+        """Raise a RuntimeError if somebody wrote a weight that is read without a call of its layer.
+
+        Call between the backward pass and the optimizer's step: what was written since the batch began, or since the
+        last step, may have been seen.
+        """
+        for each in self._held.values():
+            if not each.is_watched and each.is_trained and each.was_written() and (leak := each.leak()) > 0:
+                raise RuntimeError(_leaked(each.name, leak, "in a training step"))
+
     def check_batch(self) -> None:
         """Mask the weights that no layer checks, if somebody wrote them. Call when a batch starts."""
         for each in self._held.values():
             if not each.is_watched and each.was_written():
                 each.mask()
 
-    def look(self, batches: int) -> None:
-        """Look closely at the forward passes after 1, 4, 16, 64, ... batches: it takes longer than a small step."""
-        self.looks_closely = batches & (batches - 1) == 0 and batches.bit_length() % 2 == 1
+    def look(self, batches: int, epoch: int) -> bool:
+        """Decide whether the coming forward passes are looked at closely, which takes longer than a small step.
+
+        They are after each of the first ten batches of a fit, then after every hundredth batch of an epoch.
+
+        Returns:
+            Whether it is known only now which layers are called, and so when their weights are checked.
+        """
+        self.looks_closely = batches % 100 == 0 or (epoch == 0 and batches < 10)
+        knew, self._knows_calls = self._knows_calls, True
+        for each in () if knew else self._held.values():
+            each.is_watched = each.is_watched and (each.was_called or not each.is_trained)
+        return not knew
 
     def require_zeros(self, trainer: L.Trainer, moment: str) -> None:
         """Mask the weights; first raise a RuntimeError if the network may have run with unmasked ones.
@@ -122,6 +159,7 @@ class Enforcement:
                 raise RuntimeError(_leaked(each.name, leak, moment))
             each.was_called = False
         self.mask_weights()
+        self.looks_closely = True  # at what hooks write from here on, such as averages that are swapped in
 
     def clear(self, trainer: L.Trainer) -> None:
         """Set pruned weights, and what averages and optimizers hold of them, to zero, before any of it is saved."""
@@ -157,6 +195,8 @@ class Enforcement:
         if not self._masks_gradients and not is_independent(optimizer):
             self._mask_gradients_from_now_on()
         if self._are_rewritten:
+            self.check_step()
+        if self._are_rewritten:
             self.mask_gradients()
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -173,11 +213,12 @@ class Enforcement:
         self._masks_gradients = True
         for parameter, each in self._held.items():
             _mask_gradient(each, parameter)
-            self._handles += _hook_gradient(parameter, each)
+            self._handles += _hook_gradient(parameter, each, early=self._are_rewritten)
 
-    def _watch(self, module: nn.Module) -> None:
+    def watch(self, module: nn.Module) -> None:
         """Let each layer check its weights before it runs, ahead of all hooks of others."""
-        unseen = set(_read_elsewhere(module)) | {module}  # a LightningModule's own weights are used by any method
+        # a LightningModule's own weights are used by any of its methods
+        unseen = {*_read_elsewhere(module), *_compiled(module), module}
         for layer in module.modules():
             found = [self._held[each] for each in layer._parameters.values() if each in self._held]
             if found and layer not in unseen:
@@ -206,6 +247,7 @@ class _Held:
         self.name, self.parameter = name, parameter
         self.bits = _bits(mask, parameter)
         self.is_trained, self.is_watched, self.was_called, self.is_left = True, False, False, False
+        self.was_masked_again = False
         self._is_sharded = is_sharded(parameter)
         self._part, self.place, self.version = parameter.detach(), -1, -1
 
@@ -228,6 +270,11 @@ class _Held:
     def is_harmless(self) -> bool:
         """Whether no forward pass can have seen what was written since the weight was masked."""
         return self.is_watched and (not self.is_trained or (self.was_called and self.was_written()))
+
+    def is_another(self, value: Any) -> bool:
+        """Whether a value is a tensor like the weight, and not the weight itself."""
+        alike = isinstance(value, Tensor) and value.shape == self.parameter.shape and not is_sharded(value)
+        return alike and not self._is_sharded and value.data_ptr() != self.parameter.data_ptr()
 
     def leak(self) -> float:
         """The largest absolute value of a pruned weight; NaN, where training diverged, as the kept ones tell."""
@@ -273,6 +320,7 @@ class _Look:
         if each.is_left:
             return
         if each.was_written():
+            each.was_masked_again = True
             each.mask()
         elif (leak := each.leak()) != 0:
             if each.is_trained and leak > 0:
@@ -299,13 +347,16 @@ def _states(trainer: L.Trainer, parameter: nn.Parameter) -> Iterator[Any]:
         yield from getattr(optimizer, "state", {}).get(parameter, {}).values()
 
 
-def _hook_gradient(parameter: nn.Parameter, held: _Held) -> list[Any]:
-    """Let the gradient of a parameter be masked before any other hook looks at it; returns the handles."""
+def _hook_gradient(parameter: nn.Parameter, held: _Held, *, early: bool) -> list[Any]:
+    """Let the gradient of a parameter be masked before any other hook looks at it; returns the handles.
+
+    `early` is whether it is masked before it is accumulated too, as `torch.autograd.grad` gives it.
+    """
     needed = parameter.requires_grad
     parameter.requires_grad_(True)  # a frozen one, which may thaw, takes no hook
-    others = bool(parameter._backward_hooks)  # such as those of wandb.watch
+    early = early or bool(parameter._backward_hooks)  # such as those of wandb.watch
     handles = [parameter.register_post_accumulate_grad_hook(partial(_mask_gradient, held))]
-    handles += [parameter.register_hook(partial(_masked, held))] if others else []
+    handles += [parameter.register_hook(partial(_masked, held))] if early else []
     parameter.requires_grad_(needed)
     kinds: tuple[Any, Any] = (parameter._post_accumulate_grad_hooks, parameter._backward_hooks)
     for handle, hooks in zip(handles, kinds, strict=False):
@@ -356,9 +407,11 @@ def _zero(values: Tensor, bits: Tensor) -> None:
         values.masked_fill_((bits if bits.dtype == torch.bool else bits == 0).to(values.device), 0)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Whether any of it runs compiled: a hook that looks at versions would compile it anew at every step."""
-    return any(each._compiled_call_impl is not None or isinstance(each, OptimizedModule) for each in module.modules())
+def _compiled(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers that run compiled, in which a hook is compiled too and looks at nothing."""
+    for each in module.modules():
+        if each._compiled_call_impl is not None or isinstance(each, OptimizedModule):
+            yield from each.modules()
 
 
 def _read_elsewhere(module: nn.Module) -> Iterator[nn.Module]:

@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import Tensor, nn
 
+from lt_lightning.disk.checksum import digest
 from lt_lightning.masks import plain_name
 from lt_lightning.twins import twins
 
@@ -48,18 +49,9 @@ _OF_VALIDATION = ("check_val_every_n_epoch", "val_check_interval", "limit_val_ba
 """They decide among which networks, and by which numbers, the early stop is found."""
 
 _NEUTRAL = (
-    *(
-        "*path*",
-        "*dir",
-        "*directory",
-        "*folder",
-        "*root",
-        "*file*",
-        "*num_workers",
-        "*device*",
-        "*logger*",
-        "*log_every*",
-    ),
+    *("path", "*_path", "paths", "*_paths", "dir", "*_dir", "directory", "*_directory", "folder", "*_folder"),
+    *("root", "*_root", "file", "*_file", "files", "*_files", "filename", "*_filename"),
+    *("*num_workers", "device", "*_device", "devices", "*logger*", "*log_every*"),
     *("automatic_optimization", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"),
     *("training", "verbose", "strict_loading", "log_rank_zero_only", "check_on_train_epoch_end", "avg_fn"),
 )
@@ -71,7 +63,10 @@ _SPEED = ("params", "param_names", "foreach", "fused", "capturable", "differenti
 _COUNTERS = ("base_lrs", "last_epoch", "best", "num_bad_epochs", "cooldown_counter", "mode_worse", "lr_lambdas")
 
 _SAMPLES = (1, 10, 100, 1000)
-"""Steps or epochs at which functions of a schedule are asked for their factor."""
+"""Steps or epochs at which the factors of a schedule are stored to be read."""
+
+_ALL_SAMPLES = (*range(200), *range(200, 10_000, 100))
+"""Steps or epochs at which they are compared, by a checksum."""
 
 _LIBRARIES = ("torch", "torchmetrics", "lightning", "pytorch_lightning", "transformers")
 """Packages whose layers say in `extra_repr` what they are."""
@@ -221,6 +216,8 @@ def _schedule_options(schedule: Any) -> Facts:
     facts = _plain_items(own | {"milestones": getattr(schedule, "_milestones", own.get("milestones"))})
     for number, function in enumerate(getattr(schedule, "lr_lambdas", ())):
         facts[f"factors {number + 1}"] = [_factor(function, step) for step in _SAMPLES]
+        factors = [_factor(function, step) for step in _ALL_SAMPLES]
+        facts[f"factors {number + 1}, all"] = digest(repr(factors).encode())[:16]
     for number, each in enumerate(getattr(schedule, "_schedulers", ())):  # of a SequentialLR or a ChainedScheduler
         facts |= {f"{number + 1}": type(each).__name__} | _under(f"{number + 1}", _schedule_options(each))
     return facts

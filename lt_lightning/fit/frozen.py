@@ -90,6 +90,15 @@ def note(module: nn.Module) -> None:
     vars(module)[_AS_MADE] = _now(module)
 
 
+def was_fitted(module: nn.Module) -> bool:
+    """Whether a fit of the module has begun in this process.
+
+    >>> was_fitted(nn.Linear(2, 2))
+    False
+    """
+    return _AS_MADE in vars(module)
+
+
 def come_back(module: nn.Module) -> None:
     """Bring a module that was fitted before, and may have been frozen since, back to how it was made."""
     _switch(module, vars(module).pop(_AS_MADE, {}))

@@ -6,7 +6,7 @@ that needs no masks pays a few percent of a step for them.
 """
 
 from collections.abc import Iterator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import lightning as L
@@ -43,18 +43,19 @@ def gradients_matter(trainer: L.Trainer) -> bool:
     module: Any = trainer.lightning_module
     return (
         bool(trainer.gradient_clip_val)
+        or getattr(trainer.precision_plugin, "scaler", None) is not None  # which skips steps with a NaN anywhere
         or gradients_are_rewritten(trainer)
         or not all(map(is_independent, trainer.optimizers))
         or any(each._backward_hooks or each._post_accumulate_grad_hooks for each in module.parameters())
-        or any(map(_mentions_gradients, (module, *_others(trainer))))
     )
 
 
 def gradients_are_rewritten(trainer: L.Trainer) -> bool:
-    """Return whether the module or a callback has a say between the backward pass and the step."""
+    """Return whether the module or a callback has a say between the backward pass and the step, or names gradients."""
     module: Any = trainer.lightning_module
     return (
         not module.automatic_optimization
+        or any(map(_mentions_gradients, {type(each) for each in (*module.modules(), *_others(trainer))}))
         or any(is_overridden(name, module, L.LightningModule) for name in _WRITERS)
         or any(is_overridden(name, each, Callback) for name in WITHIN for each in _others(trainer))
     )
@@ -78,15 +79,31 @@ def _others(trainer: L.Trainer) -> list[Any]:
     return foreign(trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _mentions_gradients(thing: Any) -> bool:
-    """Return whether the code of an object's own classes names a gradient, as `weight.grad` or `grad_norm(...)`."""
-    kinds = (
-        kind for kind in type(thing).__mro__ if not is_known(kind) and kind.__module__.partition(".")[0] != "torch"
-    )
-    members = (member for kind in kinds for member in vars(kind).values())
-    codes = (getattr(_function(member), "__code__", None) for member in members)
-    names = (name for code in codes if isinstance(code, CodeType) for name in _names(code))
-    return any("grad" in name and name not in _HARMLESS for name in names)
+def _mentions_gradients(kind: type) -> bool:
+    """Return whether the code of a class and its parents names a gradient, as `weight.grad` or `grad_norm(...)`.
+
+    Functions of the same project that it calls are read too.
+    """
+    members = [_function(member) for each in kind.__mro__ if not _is_library(each) for member in vars(each).values()]
+    return any(_reads_gradients(member, set()) for member in members)
+
+
+def _reads_gradients(function: Any, seen: set[int]) -> bool:
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or id(code) in seen:
+        return False
+    seen.add(id(code))
+    names = set(_names(code))
+    if any("grad" in name and name not in _HARMLESS for name in names) or "register_hook" in names:
+        return True
+    called = [function.__globals__.get(name) for name in names]
+    own = [each for each in called if isinstance(each, FunctionType) and not _is_library(each)]
+    return any(_reads_gradients(each, seen) for each in own)
+
+
+def _is_library(thing: Any) -> bool:
+    """Whether a class or a function is Lightning's, torch's or this package's."""
+    return is_known(thing) or thing.__module__.partition(".")[0] in ("torch", "torchmetrics", "builtins")
 
 
 def _function(member: Any) -> Any:
@@ -95,8 +112,10 @@ def _function(member: Any) -> Any:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Every global name and attribute in a function, and in the functions within it."""
+    """Every global name, attribute and one-word text in a function, and in the functions within it."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)
+        elif isinstance(inner, str) and inner == "grad":  # getattr(weight, "grad")
+            yield inner

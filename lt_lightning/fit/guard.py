@@ -54,6 +54,7 @@ class Guard(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the Trainer; the model brings a guard to its next call, which Lightning would announce as a clash."""
+        self._ticket.stop_showing()
         trainer.callbacks = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
 
 

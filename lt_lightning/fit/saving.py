@@ -38,6 +38,7 @@ class Saving:
         key: of the ticket's state in a checkpoint.
         write_curves: is called before `last.ckpt` is saved, so that both tell the same.
         mark: file name → what that checkpoint says of itself.
+        mask_state: masks a module's state that is about to be written.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Saving:
         key: str,
         write_curves: Callable[[], None],
         mark: Callable[[str], dict[str, Any]],
+        mask_state: Callable[[Any], Any],
     ) -> None:
         self._plan, self._files, self._makes_points, self._key = plan, files, makes_points, key
-        self._write_curves, self._mark = write_curves, mark
+        self._write_curves, self._mark, self._mask_state = write_curves, mark, mask_state
         self._name = ""
         self._interruption = Interruption()
         self._together = 1
@@ -245,9 +247,16 @@ class Saving:
             share_buffers(trainer.lightning_module)
         self._trim, self._name = trim, path.name
         try:
-            checkpoints.save(trainer, path, trim)
+            checkpoints.save(trainer, path, partial(self._finish, trim))
         finally:
             self._trim = None
+
+    def _finish(self, trim: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+        """Trim what is about to be written, and mask weights that a module has put there itself."""
+        trim(checkpoint)
+        for key in ("state_dict", "current_model_state"):
+            if key in checkpoint:
+                checkpoint[key] = self._mask_state(checkpoint[key])
 
 
 def _warn_of_requeue(trainer: L.Trainer) -> None:
