@@ -87,9 +87,8 @@ class Plan:
     def checked(self) -> "Plan":
         """The plan with itself described in its configuration, without secrets; a ValueError for what cannot work."""
         self._check()
-        plan = replace(
-            self, **{name: int(getattr(self, name)) for name in ("rounds", "seed", "seed_init", "seed_data")}
-        )
+        rounds, seed = int(self.rounds), int(self.seed)  # numbers of NumPy are stored as Python's
+        plan = replace(self, rounds=rounds, seed=seed, seed_init=int(self.seed_init), seed_data=int(self.seed_data))
         return replace(plan, config=redacted({**describe(plan.config), "lottery": plan.describe()}))
 
     def _check(self) -> None:
