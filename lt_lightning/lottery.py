@@ -198,7 +198,6 @@ def lottery(
     _check_model(model, plan, shares=dense_directory is not None)
     _check_controls(plan)
     unchanged.check_controls(plan)
-    unchanged.check_redrawn(plan, model)
     _warn_of_repeats(plan)
     if require.flag("dry_run", dry_run, "prune.dry_run"):
         return _show(plan, model)
@@ -248,6 +247,7 @@ def _show(plan: Plan, model: Model) -> Iterator[Ticket]:
 
 
 def _fits(plan: Plan, model: Model, shared: Plan | None) -> Iterator[Ticket]:
+    unchanged.check_redrawn(plan, model)  # here, as it makes models
     with Interruption().ends_the_run(), _at_work(plan):
         yield from _each(plan, model, shared)
 

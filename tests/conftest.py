@@ -40,6 +40,17 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def signals_as_before():
+    """Lightning leaves Ctrl-C ignored after a KeyboardInterrupt, as its program is about to end."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
 def no_process_group():
     """A fit with a strategy of several processes leaves its group and its variables to whatever comes next."""
     before = dict(os.environ)

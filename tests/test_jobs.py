@@ -274,7 +274,9 @@ def test_a_sweep_runs_every_job_and_names_those_that_failed(tmp_path):
     assert found == ["0.001"]
     assert "2 jobs of this sweep failed" in printed
     table = printed.rpartition("each alone is\n")[2].splitlines()
-    assert [line.strip() for line in table[1::3]] == [f"ValueError: Invalid learning rate: {rate}" for rate in (-1, -2)]
+    assert [line.strip() for line in table[1::3]] == [
+        f"ValueError: model.optimizer: Invalid learning rate: {rate}" for rate in (-1, -2)
+    ]
     for line in table[0::3]:
         assert Path(line.strip()).is_dir()
     again = subprocess.run([sys.executable, *shlex.split(table[2])[1:]], cwd=ROOT, capture_output=True, text=True)

@@ -62,7 +62,7 @@ REFUSED = [
     ("data.shape=5", "data.shape=5, expected a list of numbers"),
     ("data.seed=abc", "data.seed='abc' must be a whole number"),
     ("data.val_size=0 prune.monitor=val/loss", "validations, and data.val_size=0 leaves none: give "),
-    ("+trainer.limit_val_batches=0", "is measured in validations, and trainer.limit_val_batches=0 leaves none"),
+    ("+trainer.limit_val_batches=0 prune.monitor=val/loss", "and trainer.limit_val_batches=0 leaves none"),
     ("prune.dry_run=maybe", "dry_run='maybe' must be True or False (prune.dry_run=false)."),
     ("share_dense=perhaps", "share_dense='perhaps' must be True or False (share_dense=false)."),
     ("name=''", "name='' must be the name of a folder: name=default."),
@@ -81,8 +81,13 @@ REFUSED = [
 @pytest.mark.parametrize(("override", "message"), few(REFUSED, *range(0, len(REFUSED), 6)))
 def test_what_cannot_work_or_is_read_by_nobody_is_refused_in_one_line(override, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        preflight.check(composed("logger=csv", override))
+        preflight.check(composed("logger=csv", *_split(override)))
     assert len(str(error.value).splitlines()) == 1
+
+
+def _split(overrides):
+    """Overrides as a command line has them."""
+    return re.split(r" (?=[+\w]+[\w./]*=)", overrides)
 
 
 ACCEPTED = [
@@ -117,7 +122,7 @@ class Other:
 @pytest.mark.parametrize("overrides", few(ACCEPTED, *range(1, len(ACCEPTED), 4)))
 def test_what_somebody_reads_is_let_through(overrides):
     before = torch.get_rng_state()
-    given = re.split(r" (?=[+\w]+[\w./]*=)", overrides)
+    given = _split(overrides)
     preflight.check(
         composed(*(each.replace("data.mean=0", "data.mean=[0]").replace("std=1", "std=[1]") for each in given))
     )

@@ -82,7 +82,7 @@ MAKERS = {
 def test_weights_that_no_seed_changes_are_refused_where_they_are_to_be_drawn_anew(tmp_path, maker, redrawing):
     make, message = MAKERS[maker]
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
-        lottery(make, rounds=1, directory=tmp_path, **redrawing)
+        next(lottery(make, rounds=1, directory=tmp_path, **redrawing))
     key = "prune.rewind" if "rewind" in redrawing else "prune.controls"
     assert f"or leave {'redraw' if 'rewind' in redrawing else 'reinit'} out ({key})" in str(raised.value)
     assert not any(tmp_path.iterdir())

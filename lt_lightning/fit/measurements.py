@@ -109,11 +109,11 @@ class Measurements:
         self._logged |= numbers(trainer.callback_metrics)
         self._curves.write()
         if self._early_stop.monitor == AUTO and self._early_stop.found is None:
-            logged = (
-                f"no validation loss is among {sorted(self._validated)}" if self._validated else "nothing is validated"
-            )
+            found = "nothing is validated"
+            if self._validated is not None:
+                found = f"no validation loss is among {sorted(self._validated)}"
             rank_zero_info(
-                f'monitor="auto": no early stop, as {logged}; name a metric to have one: lottery(..., monitor=...), '
+                f'monitor="auto": no early stop, as {found}; name a metric to have one: lottery(..., monitor=...), '
                 "prune.monitor=..."
             )
 
