@@ -41,7 +41,7 @@ def main(cfg):
     prune = instantiate(cfg.prune)
     assert prune.func is lottery
     told = {"file": lt_lightning.__file__, "criterion": prune.keywords["criterion"].func.__name__}
-    print(json.dumps(told | {"prune": OmegaConf.to_container(cfg.prune)}))
+    print(json.dumps(told | {"prune": OmegaConf.to_container(cfg.prune, resolve=True)}))
 
 
 main()
@@ -135,6 +135,8 @@ def composes(app, home, path=None):
         "_target_": "lt_lightning.schedules.geometric",
         "_convert_": "all",
         "fraction": 0.2,
+        "density": None,
+        "rounds": None,
     }
     assert prune["criterion"]["_target_"] == "lt_lightning.criteria.movement"
     assert prune["rewind"]["_target_"] == "lt_lightning.rewinds.to_point"
