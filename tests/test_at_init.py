@@ -386,6 +386,7 @@ def test_a_run_that_ends_before_it_has_drawn_draws_the_same_afterwards(tmp_path,
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "at_init"])
 @pytest.mark.parametrize("model", ["lenet_300_100", "resnet20"])
 def test_every_method_at_initialization_runs_from_the_command_line(tmp_path, images, method, model):

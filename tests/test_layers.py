@@ -263,6 +263,7 @@ def test_lottery_is_the_function_whatever_was_imported_before(before):
     assert fresh(program) == "False True True"
 
 
+@pytest.mark.slow
 def test_public_names_are_all_there_and_others_are_not():
     assert (
         fresh("import lt_lightning as l; print(set(l.__all__) <= set(dir(l)), hasattr(l, 'nothing'))") == "True False"

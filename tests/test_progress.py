@@ -209,6 +209,7 @@ with Progress(sys.argv[1], 2) as shown:
 """
 
 
+@pytest.mark.slow
 def test_interrupt_gives_the_terminal_back(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "PYTHONPATH": str(Path(progress.__file__).parents[1])}

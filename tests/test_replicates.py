@@ -570,6 +570,7 @@ def test_data_that_differ_by_seed_in_more_than_their_order_are_refused():
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_makes_ordinary_run_directories(tmp_path, capsys):
     options = ("trainer.max_epochs=2", "prune.rounds=1", "data.batch_size=200")
     run(tmp_path / "together/seed=5", "seed=5", "replicates=2", *options)
