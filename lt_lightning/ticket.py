@@ -113,6 +113,7 @@ class Ticket(Callback):
         self._logged_before: dict[str, Any] = {}
         self._hold_learning_rate = False
         self._should_stop = False
+        self._batches = 0
         self._pulse: Any = None
         self._shown: Enforcement | None = None
         self._saving = self._make_saving()
@@ -455,6 +456,9 @@ class Ticket(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Tighten masks, keep the curves now and then, and note where a checkpoint of this batch would stand."""
+        self._batches += 1
+        if self._enforcement.look(self._batches):
+            self._leave_out_hooks(trainer)
         if self._tightening and (chosen := self._tightening.tighten(trainer, self.masks)):
             self._tighten_to(chosen, trainer)
         if _is_logged(trainer):
@@ -462,8 +466,6 @@ class Ticket(Callback):
         if position.validation_follows(trainer):
             self._random_state = random_state()
         self._saving.batch_ends(trainer)
-        if self._enforcement.look(batch_idx + 1, trainer.current_epoch):
-            self._leave_out_hooks(trainer)
         self._pulse.beat(trainer)
 
     def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
@@ -605,7 +607,6 @@ class Ticket(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let go of the optimizers and of the Trainer's callback list, with sharded parameters as they were before."""
-        self.stop_showing()
         self._release(trainer)
         sharded.reshard(pl_module)
         if stage == "fit" and self.fitted:
@@ -616,6 +617,7 @@ class Ticket(Callback):
         self._release(trainer)
 
     def _release(self, trainer: L.Trainer) -> None:
+        self.stop_showing()
         self._saving.release(trainer)
         chunks.release(trainer)
         self._execution.end()

@@ -129,15 +129,17 @@ class Enforcement:
             if not each.is_watched and each.was_written():
                 each.mask()
 
-    def look(self, batches: int, epoch: int) -> bool:
+    def look(self, batches: int) -> bool:
         """Decide whether the coming forward passes are looked at closely, which takes longer than a small step.
 
-        They are after each of the first ten batches of a fit, then after every hundredth batch of an epoch.
+        Args:
+            batches: how many batches the fit has trained since it began or was continued. After each of the first ten
+                and after every hundredth the forward passes are looked at.
 
         Returns:
             Whether it is known only now which layers are called, and so when their weights are checked.
         """
-        self.looks_closely = batches % 100 == 0 or (epoch == 0 and batches < 10)
+        self.looks_closely = batches < 10 or batches % 100 == 0
         knew, self._knows_calls = self._knows_calls, True
         for each in () if knew else self._held.values():
             each.is_watched = each.is_watched and (each.was_called or not each.is_trained)
@@ -196,7 +198,6 @@ class Enforcement:
             self._mask_gradients_from_now_on()
         if self._are_rewritten:
             self.check_step()
-        if self._are_rewritten:
             self.mask_gradients()
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:

@@ -42,15 +42,19 @@ class Guard(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a validation by another Trainer see the ticket."""
         if trainer.state.fn != "fit":
-            self._ticket.show(pl_module)
+            self._show(trainer, pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a test by another Trainer see the ticket."""
-        self._ticket.show(pl_module)
+        self._show(trainer, pl_module)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let predictions by another Trainer see the ticket."""
-        self._ticket.show(pl_module)
+        self._show(trainer, pl_module)
+
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._ticket not in trainer.callbacks:  # type: ignore[attr-defined]  # else it does so itself
+            self._ticket.show(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the Trainer; the model brings a guard to its next call, which Lightning would announce as a clash."""
