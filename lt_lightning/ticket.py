@@ -470,10 +470,13 @@ class Ticket(Callback):
 
     def _tighten_to(self, masks: Masks, trainer: L.Trainer) -> None:
         """Go on under other masks, before anything looks at the weights."""
-        self._enforcement.release()
+        before = self._enforcement
+        before.release()
         self._masks, self._density = masks, None
         self._enforcement = Enforcement(masks, weights_of(self._module, masks))
         self._enforcement.begin(trainer, self._module)
+        self._enforcement.continue_from(before)
+        self._leave_out_hooks(trainer)
         self._measured.beside = {"density": self.density}
 
     def _add_logged(self, trainer: L.Trainer) -> None:

@@ -11,7 +11,7 @@ from hands_on import NORM, WRITERS, Functional, InFit, Plain, Uncounted, watched
 from tiny import loaders, trainer
 from torch import nn
 
-from lt_lightning import lottery, one_shot
+from lt_lightning import cubically, lottery, one_shot
 from lt_lightning.disk.rundir import Checkpoint, RunDirectory
 from lt_lightning.exchange.ticketfile import read
 from lt_lightning.fit.enforcement import Enforcement
@@ -221,3 +221,21 @@ def test_a_test_whose_hook_puts_other_weights_in_is_not_recorded_as_the_end(tmp_
                 fit.test(ticket.model, loaders()[1], verbose=False)
             assert not ticket.model.hidden.weight[~ticket.masks["hidden.weight"]].any()
     assert not any(name.startswith("test/") for name in read_records(RunDirectory(tmp_path).records)[-1])
+
+
+def test_a_hook_may_write_weights_while_masks_tighten_and_after_a_late_rewind_point(tmp_path):
+    arguments = {"rounds": 1, "schedule": one_shot(0.4), "monitor": None}
+    for name, more in {"tightening": {"gradual": cubically(end=0.6)}, "late": {"rewind_step": 7}}.items():
+        for ticket in lottery(hands_on.RowMeans, directory=tmp_path / name, **arguments, **more):
+            trainer(ticket, max_epochs=3).fit(ticket.model, *loaders(), ckpt_path=ticket.ckpt_path)
+        assert ticket.density == 53 / 132
+
+
+def test_the_first_steps_after_a_late_rewind_point_are_looked_at(tmp_path):
+    class Late(Plain):
+        def on_train_batch_start(self, batch, index):
+            if self.global_step == 8:
+                self.hidden.weight.data.add_(0.02)
+
+    with pytest.raises(RuntimeError, match=r"hidden\.weight holds a pruned weight of 0\.02 in a forward pass"):
+        watched(tmp_path, Late, rewind_step=7)

@@ -105,6 +105,17 @@ class Enforcement:
         self._note_trained(trainer)
         self.looks_closely = True
 
+    def continue_from(self, before: "Enforcement") -> None:
+        """Keep what is known of the layers, as masks change while a fit trains. Call after `begin`.
+
+        Nothing has run under these masks yet, so a weight that was not pruned before counts as called.
+        """
+        self._knows_calls = before._knows_calls
+        for parameter, each in self._held.items():
+            known = before._held.get(parameter)
+            each.was_called = known is None or known.was_called
+            each.is_watched = each.is_watched and (known is None or known.is_watched)
+
     def begin_search(self) -> None:
         """Do as `begin` for a search that calls no callback."""
         self.mask_weights()

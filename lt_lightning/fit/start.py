@@ -5,7 +5,6 @@ weights there would train others than its ticket holds, and an interrupted fit w
 """
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lt_lightning.disk.loading import read_into
 from lt_lightning.disk.rundir import Checkpoint, model_state
-from lt_lightning.fit.hooks import foreign
+from lt_lightning.fit.hooks import foreign, overrides
 from lt_lightning.masks import plain_name
 
 HOOKS = ("on_fit_start", "on_train_start")
@@ -22,11 +21,9 @@ HOOKS = ("on_fit_start", "on_train_start")
 
 def may_write(trainer: L.Trainer) -> bool:
     """Return whether the module, or a callback of others, has a hook in which it could write weights at the start."""
-    module: Any = trainer.lightning_module
     callbacks = foreign(trainer.callbacks)  # type: ignore[attr-defined]
-    return any(
-        is_overridden(name, module, L.LightningModule) or any(is_overridden(name, each, Callback) for each in callbacks)
-        for name in HOOKS
+    return overrides(trainer.lightning_module, *HOOKS) or any(
+        is_overridden(name, each, Callback) for name in HOOKS for each in callbacks
     )
 
 
