@@ -318,7 +318,7 @@ def _check_done(plan: Plan, round: int, arm: str) -> None:
     """Raise a ValueError on every process if a finished round was pruned by another schedule."""
     files = plan.directory.arm(round)
     if arm == TICKET and round > 0 and files.is_done_whole():
-        _check_density(plan, round, float(files.read_done()["record"]["density"]))
+        _check_density(plan, round, lambda: float(files.read_done()["record"]["density"]))
 
 
 def _needs(plan: Plan, shared: Plan) -> bool:
@@ -425,7 +425,7 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
         resume = None  # what it starts from may have to be drawn again
     ingredients = ticket = _ingredients(plan, round)
     if round > 0 and not control:
-        _check_density(plan, round, density_of(ticket.masks))
+        _check_density(plan, round, lambda: density_of(ticket.masks))
     if plan.gradual and round > 0 and not control:
         before = ticketfile.read(plan.directory.arm(round - 1).ticket)
         ingredients = replace(ticket, masks=before.masks)  # once it is done, its own ticket holds those of its end
@@ -447,14 +447,16 @@ def _prepare(plan: Plan, model: Model, round: int, control: Control | None) -> T
     return Ticket(plan, arm, ingredients, made.model, resume, check_drawn)
 
 
-def _check_density(plan: Plan, round: int, density: float) -> None:
+def _check_density(plan: Plan, round: int, read: Callable[[], float]) -> None:
     """Raise a ValueError if a round was pruned by another schedule: two functions may have one name.
 
-    Scopes of whole groups keep what comes nearest, so only those of single weights are looked at.
+    Other scopes than `globally` may keep what comes nearest to a density, in whole groups.
     """
     wanted = plan.schedule(round)
-    is_exact = unwrap(plan.scope) is globally and not plan.gradual
-    if is_exact and isinstance(wanted, float) and abs(density - wanted) > 0.03:  # beyond rounding
+    if unwrap(plan.scope) is not globally or plan.gradual or not isinstance(wanted, float):
+        return
+    density = read()
+    if abs(density - wanted) > 0.03:  # beyond rounding
         raise ValueError(
             f"round {round} in {plan.directory.path} holds {density:.4g} of the weights, and schedule({round}) is "
             f"{wanted:.4g} now: the schedule was edited. Change it back, or choose another directory."

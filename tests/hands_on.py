@@ -353,8 +353,15 @@ class NowAndThen(Plain):
             self.hidden.weight.data.add_(0.02)
 
 
+def go_back(slow, parameters):
+    """Move slow weights halfway, and the trained ones to them, where torch does not count."""
+    for one, other in zip(slow, parameters, strict=True):
+        one.lerp_(other.detach(), 0.5)
+        other.data.copy_(one)
+
+
 class Lookahead(torch.optim.SGD):
-    """Goes back to slow weights every fifth step, where torch does not count; they were copied before any mask."""
+    """Goes back to slow weights every fifth step; they were copied before any mask."""
 
     def __init__(self, parameters, lr):
         super().__init__(parameters, lr)
@@ -365,9 +372,7 @@ class Lookahead(torch.optim.SGD):
         loss = super().step(closure)
         self.taken += 1
         if self.taken % 5 == 0:
-            for slow, each in zip(self.slow, self.param_groups[0]["params"], strict=True):
-                slow.lerp_(each.detach(), 0.5)
-                each.data.copy_(slow)
+            go_back(self.slow, self.param_groups[0]["params"])
         return loss
 
 
@@ -389,9 +394,7 @@ class Wrapper(torch.optim.Optimizer):
         loss = self.inner.step(closure)
         self.taken += 1
         if self.taken % 5 == 0:
-            for slow, each in zip(self.slow, self.param_groups[0]["params"], strict=True):
-                slow.lerp_(each.detach(), 0.5)
-                each.data.copy_(slow)
+            go_back(self.slow, self.param_groups[0]["params"])
         return loss
 
     def zero_grad(self, set_to_none=True):

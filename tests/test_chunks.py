@@ -6,12 +6,13 @@ import torch
 from killing import assert_same_directories
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.profilers import SimpleProfiler
-from matrix import ROWS, Plain, TwoOptimizers, fit
+from matrix import ROWS, fit
 from test_exact_restart import MODELS, same
 from test_lottery import Stop, StopAt
 from tiny import STEPS_PER_EPOCH, Tiny, data, loaders, play, trainer
 from torch import nn
 from torch.utils.data import DataLoader
+from trained import Plain, TwoOptimizers
 
 from lt_lightning import cubically, lottery, settled
 from lt_lightning.fit.chunks import checked

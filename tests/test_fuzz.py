@@ -10,11 +10,11 @@ import pytest
 import torch
 from killing import Augmented, assert_same_directories
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler
-from matrix import TwoOptimizers
 from test_exact_restart import MODELS, Measuring
 from test_lottery import Stop
 from tiny import Tiny, data, play, trainer
 from torch.utils.data import DataLoader, RandomSampler
+from trained import TwoOptimizers
 
 from lt_lightning import cubically, fine_tune, keep_weights, linearly, lottery, settled, to_point
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from matrix import METHODS, ROWS, Plain, check_interrupted, check_method, check_order, check_row, trainer
+from matrix import METHODS, ROWS, check_interrupted, check_method, check_order, check_row
 from tiny import loaders
+from trained import Plain, trainer
 
 from lt_lightning import lottery
 

@@ -7,9 +7,9 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
-from matrix import Backboned, BuiltInSetup, BuiltWhenConfigured, Plain, Thaw
 from tiny import loaders, play, trainer
 from torch import nn
+from trained import Backboned, BuiltInSetup, BuiltWhenConfigured, Plain, Thaw
 
 from lt_lightning import lottery, redraw, reinit, rewinds, snip, transfer
 from lt_lightning.disk.rundir import Checkpoint

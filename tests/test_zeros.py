@@ -239,3 +239,14 @@ def test_the_first_steps_after_a_late_rewind_point_are_looked_at(tmp_path):
 
     with pytest.raises(RuntimeError, match=r"hidden\.weight holds a pruned weight of 0\.02 in a forward pass"):
         watched(tmp_path, Late, rewind_step=7)
+
+
+def test_gradients_are_masked_for_code_within_a_decorator(tmp_path):
+    class Decorated(Plain):
+        @torch.no_grad()
+        def on_train_batch_end(self, *_):
+            self.last = self.hidden.weight.grad.clone()
+
+    _, ticket = watched(tmp_path, Decorated)
+    assert not ticket.model.last[~ticket.masks["hidden.weight"]].any()
+    assert ticket.model.last.any()

@@ -5,6 +5,7 @@ Where anything may, each gradient is masked as soon as it is accumulated. The an
 that needs no masks pays a few percent of a step for them.
 """
 
+import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -89,6 +90,7 @@ def _mentions_gradients(kind: type) -> bool:
 
 
 def _reads_gradients(function: Any, seen: set[int]) -> bool:
+    function = inspect.unwrap(function) if callable(function) else function  # within decorators
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType) or id(code) in seen:
         return False
@@ -103,7 +105,7 @@ def _reads_gradients(function: Any, seen: set[int]) -> bool:
 
 def _is_library(thing: Any) -> bool:
     """Whether a class or a function is Lightning's, torch's or this package's."""
-    return is_known(thing) or thing.__module__.partition(".")[0] in ("torch", "torchmetrics", "builtins")
+    return is_known(thing) or (thing.__module__ or "").partition(".")[0] in ("torch", "torchmetrics", "builtins")
 
 
 def _function(member: Any) -> Any:

@@ -33,13 +33,13 @@ def foreign(callbacks: Iterable[Any]) -> list[Any]:
     return [each for each in callbacks if not is_known(type(each))]
 
 
-def is_known(kind: type) -> bool:
-    """Whether a class is Lightning's or this package's.
+def is_known(kind: Any) -> bool:
+    """Whether a class or a function is Lightning's or this package's.
 
     >>> is_known(Callback), is_known(dict)
     (True, False)
     """
-    return kind.__module__.partition(".")[0] in _PACKAGES
+    return (kind.__module__ or "").partition(".")[0] in _PACKAGES
 
 
 def overrides(module: Any, *names: str) -> bool:

@@ -1,4 +1,4 @@
-"""Moments of a fit that no hook of Lightning marks: when all that belongs to a batch, or to an epoch, is behind it.
+"""Moments of a fit that no hook of Lightning marks: when every hook of its start, of a batch or of an epoch is over.
 
 `on_train_batch_end` comes before the validation that belongs to the batch, before the module's own hook of that name
 and before ReduceLROnPlateau's step; `on_train_epoch_end` likewise. What is saved there lacks them, and a restarted fit
