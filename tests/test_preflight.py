@@ -73,6 +73,7 @@ REFUSED = [
     ("prune.dense=no_way", "dense='no_way' must be True or False"),
     ("prune.rounds=-1", "rounds=-1 must be a whole number, 0 or more"),
     ("prune.rewind_step=soon", "rewind_step='soon' is not understood"),
+    ("prune.criterion=movement", "criterion is chosen from a group, with a slash: prune/criterion=movement."),
     ("seed=abc", "seed='abc' must be a whole number"),
     ("callbacks=5", "callbacks=5 must be a mapping: +callbacks.NAME._target_=..."),
 ]  # fmt: skip
@@ -100,6 +101,7 @@ ACCEPTED = [
         "data.val_size=0 prune.monitor=null",
         "data.val_size=0",
     ),
+    "prune.controls=reinit",
     "+lr=0.1 model.optimizer.lr=${lr}",
     "+sizes.batch=32 data.batch_size=${sizes.batch}",
     "+tag=mine name=${tag}_runs",

@@ -224,7 +224,12 @@ def _check_trainer(cfg: DictConfig) -> None:
 def _check_lottery(cfg: DictConfig) -> None:
     """Call the lottery with what it is given, for a directory that is not there; its iterator is left alone."""
     for part in ("schedule", "criterion", "scope", "rewind", "gradual", "early_bird", "stop_when", "controls"):
-        _made(f"prune.{part}", partial(instantiate, cfg.prune.get(part) or {}))
+        given = cfg.prune.get(part)
+        if not isinstance(given, str):
+            _made(f"prune.{part}", partial(instantiate, given or {}))
+        elif part != "controls":  # of which one name is a list of one
+            written = f"prune/{part}={given}"
+            raise ValueError(f"prune.{part}={given}: {part} is chosen from a group, with a slash: {written}.")
     if cfg.prune.get("_target_") == "lt_lightning.lottery":
         seeds = {name: cfg[name] for name in ("seed", "seed_init", "seed_data")}
         options = {"directory": Path(tempfile.gettempdir(), "lt_lightning-preflight"), "dry_run": False, **seeds}
